@@ -1,0 +1,133 @@
+"""Memory architectures: what a memory computes from its maps, and how an error travels back through it.
+
+A network never touches weights. It is written once, in terms of ``apply(i, x)`` ("map i, at whatever weights the caller
+means"), and so serves the plain reference, the key pass at the chunk's start and the dual-form reads alike.
+Shapes: x, outputs and errors are [..., tokens, width].
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from titans.miras.choice import Choice
+
+Apply = Callable[[int, Tensor], Tensor]
+Activation = Literal["gelu", "silu"]
+
+
+def activate(name: Activation, x: Tensor) -> Tensor:
+    return F.gelu(x) if name == "gelu" else F.silu(x)
+
+
+def activate_backward(name: Activation, error: Tensor, x: Tensor) -> Tensor:
+    """error * activation'(x), differentiable again."""
+    if name == "gelu":
+        return torch.ops.aten.gelu_backward(error, x)
+    gate = torch.sigmoid(x)
+    return error * (gate * (1 + x * (1 - gate)))
+
+
+class Network(Choice):
+    """Axis 1, the memory architecture f_W; with ``residual_norm`` the memory is M(x) = x + LN(f_W(x)) (MIRAS §5.3)."""
+
+    axis: ClassVar[str] = "architecture"
+    residual_norm: bool = True
+
+    @abstractmethod
+    def shapes(self, width: int) -> tuple[tuple[int, ...], ...]:
+        """Shape of each map for one head of ``width`` channels: (out, in) for a matrix, (width,) for a diagonal."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, apply: Apply) -> Tensor:
+        """f_W(x), calling ``apply(i, input)`` exactly once for every map, in order."""
+
+    @abstractmethod
+    def errors(self, error: Tensor, outputs: Sequence[Tensor], transpose: Apply) -> tuple[Tensor, ...]:
+        """The error at the output of every map.
+
+        Args:
+            error: ∂ℓ/∂f_W(x).
+            outputs: what ``apply`` returned for each map in ``forward``.
+            transpose: ``transpose(i, d)`` is map i transposed, applied to d.
+        """
+
+
+class Vector(Network):
+    """f_W(x) = w ⊙ x: one weight per channel."""
+
+    name: ClassVar[str] = "vector"
+
+    def shapes(self, width: int) -> tuple[tuple[int, ...], ...]:
+        return ((width,),)
+
+    def forward(self, x: Tensor, apply: Apply) -> Tensor:
+        return apply(0, x)
+
+    def errors(self, error: Tensor, outputs: Sequence[Tensor], transpose: Apply) -> tuple[Tensor, ...]:
+        return (error,)
+
+
+class Matrix(Network):
+    """f_W(x) = W x: linear attention's state; without the norm and without momentum, the (gated) delta rule."""
+
+    name: ClassVar[str] = "matrix"
+
+    def shapes(self, width: int) -> tuple[tuple[int, ...], ...]:
+        return ((width, width),)
+
+    def forward(self, x: Tensor, apply: Apply) -> Tensor:
+        return apply(0, x)
+
+    def errors(self, error: Tensor, outputs: Sequence[Tensor], transpose: Apply) -> tuple[Tensor, ...]:
+        return (error,)
+
+
+class MLP(Network):
+    """f_W(x) = W_n σ(… σ(W_1 x)), n = ``depth`` maps with hidden width ``expansion`` times the head's (Titans §3.1)."""
+
+    name: ClassVar[str] = "mlp"
+    depth: int = Field(default=2, ge=2, le=16)
+    expansion: float = Field(default=4, gt=0, le=64)
+    activation: Activation = "gelu"
+
+    def shapes(self, width: int) -> tuple[tuple[int, ...], ...]:
+        hidden = max(1, round(self.expansion * width))
+        return ((hidden, width), *((hidden, hidden),) * (self.depth - 2), (width, hidden))
+
+    def forward(self, x: Tensor, apply: Apply) -> Tensor:
+        for i in range(self.depth - 1):
+            x = activate(self.activation, apply(i, x))
+        return apply(self.depth - 1, x)
+
+    def errors(self, error: Tensor, outputs: Sequence[Tensor], transpose: Apply) -> tuple[Tensor, ...]:
+        found = [error]
+        for i in range(self.depth - 1, 0, -1):
+            found.append(activate_backward(self.activation, transpose(i, found[-1]), outputs[i - 1]))
+        return tuple(reversed(found))
+
+
+class GatedMLP(Network):
+    """f_W(x) = W_down (σ(W_gate x) ⊙ W_up x), the SwiGLU form."""
+
+    name: ClassVar[str] = "gated_mlp"
+    expansion: float = Field(default=4, gt=0, le=64)
+    activation: Activation = "silu"
+
+    def shapes(self, width: int) -> tuple[tuple[int, ...], ...]:
+        hidden = max(1, round(self.expansion * width))
+        return ((hidden, width), (hidden, width), (width, hidden))
+
+    def forward(self, x: Tensor, apply: Apply) -> Tensor:
+        return apply(2, activate(self.activation, apply(0, x)) * apply(1, x))
+
+    def errors(self, error: Tensor, outputs: Sequence[Tensor], transpose: Apply) -> tuple[Tensor, ...]:
+        gate, up, _ = outputs
+        hidden = transpose(2, error)
+        return activate_backward(self.activation, hidden * up, gate), hidden * activate(self.activation, gate), error

@@ -1,0 +1,265 @@
+"""The fast engine: the dual form of math.md §3, one loop over chunks, never a stack of per-token weights.
+
+Legend: G rows (batch times heads), T tokens, C chunk, D head width, p tokens already in the open chunk. All tensors
+here are [G, T, D] or [G, T]; the weights of a map are [G, out, in] or [G, width].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from titans.ops.memory.decay import Decay, chunk_decay
+from titans.ops.memory.rule import Rule, map_kind
+from titans.ops.memory.state import Gates, MemoryState, OpenChunk
+from titans.ops.ragged import columns, valid
+
+
+@dataclass(frozen=True)
+class Block:
+    """New tokens of one chunk: q, k, v [G, m, D] and the decay factors over stored and new tokens."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    decay: Decay
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Per token, [G, T]: the norm of the gradient and the inner loss, both at the chunk's start."""
+
+    surprise: Tensor
+    loss: Tensor
+
+
+def chunked_scan(
+    rule: Rule,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: Gates,
+    state: MemoryState,
+    lengths: Sequence[int] | None = None,
+    traces: list[Trace] | None = None,
+) -> tuple[Tensor, MemoryState]:
+    """Read and write T tokens from ``state`` on; rows are right-padded to ``lengths``.
+
+    Returns:
+        y [G, T, D] and the state after the last token. ``traces`` receives one entry per block.
+    """
+    if lengths is None and len(set(state.phases)) == 1:
+        return _uniform_scan(rule, q, k, v, gates, state, traces)
+    return _ragged_scan(rule, q, k, v, gates, state, lengths or (q.shape[1],) * q.shape[0], traces)
+
+
+def _uniform_scan(
+    rule: Rule, q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: MemoryState, traces: list[Trace] | None
+) -> tuple[Tensor, MemoryState]:
+    """Every row stands at the same place of its chunk: plain slices."""
+    size, phase, tokens = state.chunk_size, state.phases[0], q.shape[1]
+    first = min(tokens, size - phase) if phase else 0
+    full = (tokens - first) // size
+    walk = _Walk(rule, state, traces)
+    if first:
+        head = _slice_gates(gates, 0, first)
+        joined = head if state.chunk is None else state.chunk.gates.then(head)
+        walk.step(Block(q[:, :first], k[:, :first], v[:, :first], _decay(joined)), joined, phase + first == size)
+    if full:
+        stop = first + full * size
+        decays = _unbind(_decay(_fold_gates(_slice_gates(gates, first, stop), full)), full)
+        parts = [x[:, first:stop].unflatten(1, (full, size)).unbind(1) for x in (q, k, v)]
+        for *qkv, decay in zip(*parts, decays, strict=True):
+            walk.step(Block(*qkv, decay), None, True)
+    if (start := first + full * size) < tokens:
+        tail = _slice_gates(gates, start, tokens)
+        walk.step(Block(q[:, start:], k[:, start:], v[:, start:], _decay(tail)), tail, False)
+    return walk.outputs(), walk.state(tuple(n + tokens for n in state.count))
+
+
+def _ragged_scan(
+    rule: Rule,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: Gates,
+    state: MemoryState,
+    lengths: Sequence[int],
+    traces: list[Trace] | None,
+) -> tuple[Tensor, MemoryState]:
+    """Rows have phases and lengths of their own: each takes as many tokens per step as its chunk still holds."""
+    size = state.chunk_size
+    state = replace(state, chunk=state.chunk and state.chunk.only(state.phases))
+    walk = _Walk(rule, state, traces)
+    done, phases = [0] * len(lengths), list(state.phases)
+    places: list[tuple[list[int], int]] = []
+    while any(d < n for d, n in zip(done, lengths, strict=True)):
+        counts = [min(size - p, n - d) for p, d, n in zip(phases, done, lengths, strict=True)]
+        width = max(counts)
+        real = valid(counts, width, q.device)
+        new = gates.map(lambda g: columns(g, done, width)).where(real)
+        joined = new if walk.chunk is None else walk.chunk.gates.then(new)
+        closing = [p + c == size for p, c in zip(phases, counts, strict=True)]
+        block = Block(columns(q, done, width), columns(k, done, width), columns(v, done, width), _decay(joined))
+        walk.ragged_step(block, joined, counts, closing)
+        places.append((list(done), width))
+        phases = [0 if c else p + n for p, n, c in zip(phases, counts, closing, strict=True)]
+        done = [d + n for d, n in zip(done, counts, strict=True)]
+        walk.chunk = walk.chunk and walk.chunk.only(phases)
+    out = torch.zeros_like(q)
+    rows = torch.arange(q.shape[0], device=q.device).unsqueeze(1)
+    for i, (start, width) in enumerate(places):
+        following = places[i + 1][0] if i + 1 < len(places) else done
+        taken = [b - a for a, b in zip(start, following, strict=True)]
+        keep = valid(taken, width, q.device)
+        index = (torch.tensor(start, device=q.device).unsqueeze(1) + torch.arange(width, device=q.device)).clamp(
+            max=q.shape[1] - 1
+        )
+        out = out.index_put((rows.expand_as(index)[keep], index[keep]), walk.pieces[i][keep])
+    return out, walk.state(tuple(c + n for c, n in zip(state.count, lengths, strict=True)))
+
+
+def read_open(rule: Rule, q: Tensor, state: MemoryState) -> Tensor:
+    """Read q [G, n, D] at the weights that the last token left behind."""
+    used = state.weights if rule.miras.retention.replaces else rule.project(state.weights)
+    chunk = state.chunk and state.chunk.only(state.phases)
+    if chunk is None:
+        return rule.value(q, rule.applied(used))
+    decay = _last_queries(_decay(chunk.gates), 1)
+
+    def read(i: int, x: Tensor) -> Tensor:
+        momentum = state.momentum[i] if state.momentum else None
+        return map_kind(used[i]).read(x, used[i], momentum, chunk.inputs[i], chunk.errors[i], decay)
+
+    return rule.value(q, read)
+
+
+class _Walk:
+    """The loop's carried values: (A, S, W), the open chunk, and the outputs so far."""
+
+    def __init__(self, rule: Rule, state: MemoryState, traces: list[Trace] | None):
+        self.rule = rule
+        self.size = state.chunk_size
+        self.weights = state.weights
+        self.used = state.weights if rule.miras.retention.replaces else rule.project(state.weights)
+        self.momentum = state.momentum
+        self.chunk = state.chunk
+        self.pieces: list[Tensor] = []
+        self.traces = traces
+
+    def outputs(self) -> Tensor:
+        return torch.cat(self.pieces, 1) if len(self.pieces) != 1 else self.pieces[0]
+
+    def state(self, count: tuple[int, ...]) -> MemoryState:
+        return MemoryState(self.weights, self.momentum, self.chunk, count, self.size)
+
+    def step(self, block: Block, gates: Gates | None, closes: bool) -> None:
+        """One block, all rows in step; ``gates`` are those of the chunk's tokens so far, for the state."""
+        y, inputs, errors = self._read(block)
+        if closes:
+            self.weights, self.momentum, used = self._fold(inputs, errors, block.decay)
+            if not self.rule.miras.retention.identity:
+                last = self.rule.value(block.q[:, -1:], self.rule.applied(used))
+                y = torch.cat((y[:, :-1], last), 1)
+            self.used, self.chunk = used, None
+        elif gates is not None:
+            self.chunk = OpenChunk(inputs, errors, gates)
+        self.pieces.append(y)
+
+    def ragged_step(self, block: Block, gates: Gates, counts: Sequence[int], closing: Sequence[bool]) -> None:
+        """One block in which only some rows reach their chunk's end."""
+        y, inputs, errors = self._read(block)
+        stored = inputs[0].shape[1] - block.q.shape[1]
+        if any(closing):
+            weights, momentum, used = self._fold(inputs, errors, block.decay)
+            rows = torch.tensor(closing, device=y.device)
+            if not self.rule.miras.retention.identity:
+                last = [n - 1 for n in counts]
+                read = self.rule.value(columns(block.q, last, 1), self.rule.applied(used))
+                final = rows.unsqueeze(1) & (
+                    torch.arange(y.shape[1], device=y.device) == torch.tensor(last, device=y.device).unsqueeze(1)
+                )
+                y = torch.where(final.unsqueeze(-1), read, y)
+            self.weights = _where(rows, weights, self.weights)
+            self.momentum = _where(rows, momentum, self.momentum)
+            self.used = _where(rows, used, self.used)
+        ends = [stored + n for n in counts]
+        width = max((e for e, c in zip(ends, closing, strict=True) if not c), default=0)
+        width = min(width, self.size - 1)
+        self.chunk = None
+        if width:
+            starts = [e - width for e in ends]
+            self.chunk = OpenChunk(
+                tuple(columns(x, starts, width) for x in inputs),
+                tuple(columns(x, starts, width) for x in errors),
+                gates.map(lambda g: columns(g, starts, width)),
+            )
+        self.pieces.append(y)
+
+    def _read(self, block: Block) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Outputs of the block's queries, and a_i, δ_i of all the chunk's tokens so far."""
+        inputs, errors, residual = self.rule.gradient_factors(self.used, block.k, block.v)
+        if self.traces is not None:
+            norms = (map_kind(w).surprise(a, e) for w, a, e in zip(self.used, inputs, errors, strict=True))
+            self.traces.append(Trace(sum(norms, start=torch.zeros(())).sqrt(), self.rule.miras.bias.loss(residual)))
+        if self.chunk is not None:
+            inputs = tuple(torch.cat(pair, 1) for pair in zip(self.chunk.inputs, inputs, strict=True))
+            errors = tuple(torch.cat(pair, 1) for pair in zip(self.chunk.errors, errors, strict=True))
+        decay = _last_queries(block.decay, block.q.shape[1])
+
+        def read(i: int, x: Tensor) -> Tensor:
+            momentum = self.momentum[i] if self.momentum else None
+            return map_kind(self.used[i]).read(x, self.used[i], momentum, inputs[i], errors[i], decay)
+
+        return self.rule.value(block.q, read), inputs, errors
+
+    def _fold(
+        self, inputs: tuple[Tensor, ...], errors: tuple[Tensor, ...], decay: Decay
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """(A, S, W) at the chunk's end."""
+        share = decay.kernel[:, -1].unsqueeze(-1)
+        weights, momentum = [], []
+        for i, a0 in enumerate(self.weights):
+            kind, flat = map_kind(a0), (-1,) + (1,) * (a0.dim() - 1)
+            base = a0 if decay.retained is None else decay.retained[:, -1].reshape(flat) * a0
+            if decay.pushed is not None and decay.carried is not None and decay.momentum_kernel is not None:
+                s0 = self.momentum[i]
+                base = base + decay.pushed[:, -1].reshape(flat) * s0
+                momentum.append(
+                    kind.write(decay.carried.reshape(flat) * s0, inputs[i], errors[i], decay.momentum_kernel)
+                )
+            weights.append(kind.write(base, inputs[i], errors[i], share))
+        weights, used = self.rule.close(tuple(weights))
+        return weights, tuple(momentum), used
+
+
+def _decay(gates: Gates) -> Decay:
+    return chunk_decay(gates.theta, gates.eta, gates.alpha, gates.write)
+
+
+def _slice_gates(gates: Gates, start: int, stop: int) -> Gates:
+    return gates.map(lambda g: g[:, start:stop])
+
+
+def _fold_gates(gates: Gates, chunks: int) -> Gates:
+    return gates.map(lambda g: g.unflatten(1, (chunks, -1)))
+
+
+def _unbind(decay: Decay, chunks: int) -> list[Decay]:
+    fields = (decay.kernel, decay.retained, decay.pushed, decay.carried, decay.momentum_kernel)
+    parts = [(None,) * chunks if f is None else f.unbind(1) for f in fields]
+    return [Decay(*part) for part in zip(*parts, strict=True)]
+
+
+def _last_queries(decay: Decay, count: int) -> Decay:
+    if decay.kernel.shape[-2] == count:
+        return decay
+    rows = (decay.kernel, decay.retained, decay.pushed)
+    return Decay(*(None if r is None else r[:, -count:] for r in rows), decay.carried, decay.momentum_kernel)  # type: ignore[arg-type]
+
+
+def _where(rows: Tensor, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(torch.where(rows.view((-1,) + (1,) * (n.dim() - 1)), n, o) for n, o in zip(new, old, strict=True))

@@ -1,0 +1,147 @@
+"""One memory rule bound to its slow parameters: what both engines need to know, and the maps' arithmetic.
+
+Legend: G batch times heads, n tokens, in/out widths of one map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from titans.miras import MirasConfig
+from titans.miras.networks import Apply
+from titans.ops.memory.decay import Decay
+
+NORM_EPS = 1e-6
+
+
+class Dense:
+    """A matrix map W [G, out, in]; the gradient of one token is the rank-one δ aᵀ."""
+
+    @staticmethod
+    def apply(weight: Tensor, x: Tensor) -> Tensor:
+        return torch.bmm(x, weight.mT)
+
+    @staticmethod
+    def transpose(weight: Tensor, error: Tensor) -> Tensor:
+        return torch.bmm(error, weight)
+
+    @staticmethod
+    def read(x: Tensor, weight: Tensor, momentum: Tensor | None, a: Tensor, error: Tensor, decay: Decay) -> Tensor:
+        """W_t x_t for every query t of the chunk, without ever forming W_t."""
+        out = torch.bmm(x if decay.retained is None else decay.retained * x, weight.mT)
+        if momentum is not None and decay.pushed is not None:
+            out = torch.baddbmm(out, decay.pushed * x, momentum.mT)
+        return torch.baddbmm(out, torch.bmm(x, a.mT) * decay.kernel, error, alpha=-1)
+
+    @staticmethod
+    def write(base: Tensor, a: Tensor, error: Tensor, share: Tensor) -> Tensor:
+        """base - Σ_i share_i δ_i a_iᵀ, share [G, n, 1]."""
+        return torch.baddbmm(base, (share * error).mT, a, alpha=-1)
+
+    @staticmethod
+    def surprise(a: Tensor, error: Tensor) -> Tensor:
+        """‖g_i‖² per token, [G, n]."""
+        return a.square().sum(-1) * error.square().sum(-1)
+
+
+class Diagonal:
+    """An elementwise map w [G, width]; the gradient of one token is δ ⊙ a."""
+
+    @staticmethod
+    def apply(weight: Tensor, x: Tensor) -> Tensor:
+        return weight.unsqueeze(-2) * x
+
+    transpose = apply
+
+    @staticmethod
+    def read(x: Tensor, weight: Tensor, momentum: Tensor | None, a: Tensor, error: Tensor, decay: Decay) -> Tensor:
+        now = weight.unsqueeze(-2) if decay.retained is None else decay.retained * weight.unsqueeze(-2)
+        if momentum is not None and decay.pushed is not None:
+            now = now + decay.pushed * momentum.unsqueeze(-2)
+        return (now - torch.bmm(decay.kernel, error * a)) * x
+
+    @staticmethod
+    def write(base: Tensor, a: Tensor, error: Tensor, share: Tensor) -> Tensor:
+        return base - (share * error * a).sum(-2)
+
+    @staticmethod
+    def surprise(a: Tensor, error: Tensor) -> Tensor:
+        return (a * error).square().sum(-1)
+
+
+def map_kind(weight: Tensor) -> type[Dense] | type[Diagonal]:
+    """The arithmetic of a map, told by its rank ([G, out, in] or [G, width])."""
+    return Dense if weight.dim() == 3 else Diagonal
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A MirasConfig with the tensors that it needs, one entry per map.
+
+    Attributes:
+        miras: the four choices.
+        initial: A_0 per map, [G, out, in] or [G, width].
+        anchors: what the retention gate keeps of A_0.
+        gain, bias: of the LN wrapper, [G, 1, D]; None without the wrapper.
+    """
+
+    miras: MirasConfig
+    initial: tuple[Tensor, ...]
+    anchors: tuple[Tensor, ...]
+    gain: Tensor | None
+    bias: Tensor | None
+
+    def project(self, accumulated: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """W = φ(A)."""
+        retention = self.miras.retention
+        if retention.identity:
+            return accumulated
+        return tuple(retention.project(a, anchor) for a, anchor in zip(accumulated, self.anchors, strict=True))
+
+    def close(self, accumulated: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """(A, W) at a chunk's end, from the accumulated weights."""
+        used = self.project(accumulated)
+        return (used if self.miras.retention.replaces else accumulated), used
+
+    def value(self, x: Tensor, apply: Apply) -> Tensor:
+        """M(x) = f(x), or x + LN(f(x)) with the wrapper; x [G, n, D]."""
+        out = self.miras.architecture.forward(x, apply)
+        if self.gain is None or self.bias is None:
+            return out
+        return x + torch.nn.functional.layer_norm(out, out.shape[-1:], eps=NORM_EPS) * self.gain + self.bias
+
+    def gradient_factors(
+        self, weights: tuple[Tensor, ...], k: Tensor, v: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
+        """Inputs a_i and errors δ_i of every map at the given weights, in closed form, and the residual M(k) - v."""
+        inputs: list[Tensor] = []
+        outputs: list[Tensor] = []
+
+        def apply(i: int, x: Tensor) -> Tensor:
+            inputs.append(x)
+            outputs.append(map_kind(weights[i]).apply(weights[i], x))
+            return outputs[-1]
+
+        def transpose(i: int, error: Tensor) -> Tensor:
+            return map_kind(weights[i]).transpose(weights[i], error)
+
+        out = self.miras.architecture.forward(k, apply)
+        if self.gain is None or self.bias is None:
+            residual = out - v
+            error = self.miras.bias.error(residual)
+        else:
+            centred = out - out.mean(-1, keepdim=True)
+            scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + NORM_EPS)
+            normed = centred * scale
+            residual = k + normed * self.gain + self.bias - v
+            g = self.miras.bias.error(residual) * self.gain
+            error = scale * (g - g.mean(-1, keepdim=True) - normed * (g * normed).mean(-1, keepdim=True))
+        return tuple(inputs), self.miras.architecture.errors(error, outputs, transpose), residual
+
+    def applied(self, weights: tuple[Tensor, ...]) -> Callable[[int, Tensor], Tensor]:
+        """``apply`` at fixed weights."""
+        return lambda i, x: map_kind(weights[i]).apply(weights[i], x)

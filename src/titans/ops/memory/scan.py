@@ -1,0 +1,291 @@
+"""``memory_scan``: the memory as one pure function, whichever engine computes it.
+
+Legend: B batch, T tokens, H heads, D head width; inside, G = B·H rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from titans.miras import MirasConfig
+from titans.ops.memory.chunked import Trace, chunked_scan, read_open
+from titans.ops.memory.reference import reference_scan
+from titans.ops.memory.rule import Rule
+from titans.ops.memory.state import Gates, MemoryState
+from titans.ops.ragged import compact, restore, take
+
+Engine = Literal["chunked", "reference"]
+Norm = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class MemoryTrace:
+    """What the memory felt, per token and head, each [B, T, H].
+
+    Attributes:
+        surprise: ‖g_t‖, the norm of the gradient over all maps.
+        loss: the inner loss ℓ(W_c; k_t, v_t).
+        theta, eta, alpha: the gates (None where a term is off).
+    """
+
+    surprise: Tensor
+    loss: Tensor
+    theta: Tensor
+    eta: Tensor | None
+    alpha: Tensor | None
+
+
+def memory_scan(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor,
+    eta: Tensor | None,
+    alpha: Tensor | None,
+    *,
+    weights: tuple[Tensor, ...],
+    miras: MirasConfig | None = None,
+    chunk_size: int = 64,
+    state: MemoryState | None = None,
+    engine: Engine = "chunked",
+    mask: Tensor | None = None,
+    store_mask: Tensor | None = None,
+    norm: Norm | None = None,
+    lengths: Sequence[int] | None = None,
+) -> tuple[Tensor, MemoryState]:
+    """Write every token into the memory, read it right after (math.md §2).
+
+    Args:
+        q, k, v: [B, T, H, D], T ≥ 1.
+        theta, eta, alpha: step size, momentum decay and forgetting, [B, T, H], in their final range. None for ``eta``
+            or ``alpha`` switches that term off.
+        weights: learned initial weights A_0, one per map of the architecture, [H, out, in] (vector: [H, D]).
+        miras: the rule; default ``MirasConfig.steady()``.
+        chunk_size: C ≥ 1; gradients are taken at the weights of the chunk's start. 1 is the sequential rule.
+        state: where an earlier call stopped; None starts a new stream.
+        engine: "chunked" (fast) or "reference" (token loop, inner gradient by autograd).
+        mask: [B, T] bool, False for padding: such a token does nothing and its output is zero.
+        store_mask: [B, T] bool, False for tokens that are read but not written.
+        norm: gain and bias of the LN wrapper, each [H, D]; default 1 and 0.
+        lengths: instead of ``mask``, the number of real tokens per row of a right-padded batch.
+
+    Returns:
+        y [B, T, H, D] in q's dtype, and the state. The scan itself runs in float32 at least.
+
+    Raises:
+        ValueError: a shape, dtype or state that does not fit, named.
+
+    Source: Titans (2501.00663) Eqs. 8-16; MIRAS (2504.13173) §3-5.
+    """
+    if engine not in ("chunked", "reference"):
+        raise ValueError(f"engine must be 'chunked' or 'reference', got {engine!r}")
+    y, state, _ = _scan(
+        q, k, v, Gates(theta, eta, alpha, None), weights, miras or MirasConfig.steady(), chunk_size, state, engine,
+        mask, store_mask, norm, lengths,
+    )  # fmt: skip
+    return y, state
+
+
+def memory_trace(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor,
+    eta: Tensor | None,
+    alpha: Tensor | None,
+    *,
+    weights: tuple[Tensor, ...],
+    miras: MirasConfig,
+    chunk_size: int,
+    state: MemoryState | None = None,
+    norm: Norm | None = None,
+) -> MemoryTrace:
+    """The surprise and inner loss of every token; arguments as ``memory_scan``."""
+    traces: list[Trace] = []
+    gates = Gates(theta, eta, alpha, None)
+    if state is not None and len(set(state.phases)) > 1:
+        raise ValueError(f"a trace needs all rows at the same place of their chunk, got counts {state.count}")
+    _scan(q, k, v, gates, weights, miras, chunk_size, state, "chunked", None, None, norm, None, traces)
+    batch, heads = q.shape[0], q.shape[2]
+    surprise, loss = (
+        torch.cat([getattr(t, name) for t in traces], 1).unflatten(0, (batch, heads)).transpose(1, 2)
+        for name in ("surprise", "loss")
+    )
+    return MemoryTrace(surprise, loss, theta, eta, alpha)
+
+
+def memory_read(
+    q: Tensor,
+    *,
+    weights: tuple[Tensor, ...],
+    miras: MirasConfig,
+    state: MemoryState | None = None,
+    norm: Norm | None = None,
+) -> Tensor:
+    """Read q [B, T, H, D] from the memory as it stands after the last token of ``state``; nothing is written."""
+    batch, tokens, heads, width = q.shape
+    _check_weights(weights, miras, heads, width)
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    with torch.autocast(q.device.type, enabled=False):
+        rule = _bind(weights, miras, norm, batch, heads, width, dtype)
+        start = _start(rule, state, batch, heads, state.chunk_size if state else 1, bool(state and state.momentum))
+        flat = _rows(q, dtype)
+        read = read_open(rule, _rows(q, dtype), start)
+    return read.unflatten(0, (batch, heads)).transpose(1, 2).to(q.dtype)
+
+
+def _scan(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: Gates,
+    weights: tuple[Tensor, ...],
+    miras: MirasConfig,
+    chunk_size: int,
+    state: MemoryState | None,
+    engine: Engine,
+    mask: Tensor | None,
+    store_mask: Tensor | None,
+    norm: Norm | None,
+    lengths: Sequence[int] | None,
+    traces: list[Trace] | None = None,
+) -> tuple[Tensor, MemoryState, Rule]:
+    _check(q, k, v, gates, miras, chunk_size, mask, store_mask, lengths)
+    batch, tokens, heads, width = q.shape
+    _check_weights(weights, miras, heads, width)
+    if state is not None:
+        _check_state(state, weights, batch, chunk_size, gates.eta is not None)
+    order = None
+    if mask is not None and not bool(mask.all()):
+        order, lengths = compact(mask)
+        q, k, v = (take(x, order) for x in (q, k, v))
+        gates = gates.map(lambda g: take(g, order))
+        store_mask = None if store_mask is None else take(store_mask, order)
+    if lengths is not None and all(n == tokens for n in lengths):
+        lengths = None
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    with torch.autocast(q.device.type, enabled=False):
+        rule = _bind(weights, miras, norm, batch, heads, width, dtype)
+        start = _start(rule, state, batch, heads, chunk_size, gates.eta is not None)
+        flat = gates.map(lambda g: _rows(g, dtype))
+        if store_mask is not None:
+            flat = flat.where(store_mask.repeat_interleave(heads, 0))
+        repeated = None if lengths is None else tuple(n for n in lengths for _ in range(heads))
+        qkv = tuple(_rows(x, dtype) for x in (q, k, v))
+        if engine == "reference":
+            y, end = reference_scan(rule, *qkv, flat, start, repeated)
+        else:
+            y, end = chunked_scan(rule, *qkv, flat, start, repeated, traces)
+    y = y.unflatten(0, (batch, heads)).transpose(1, 2).to(q.dtype)
+    if order is not None and mask is not None:
+        y = restore(y, order, mask)
+    end = end.map(lambda x: x.unflatten(0, (batch, heads)))
+    return y, replace(end, count=end.count[::heads]), rule
+
+
+def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, T, H, ...] -> [B·H, T, ...]."""
+    return x.to(dtype).transpose(1, 2).flatten(0, 1)
+
+
+def _bind(
+    weights: tuple[Tensor, ...],
+    miras: MirasConfig,
+    norm: Norm | None,
+    batch: int,
+    heads: int,
+    width: int,
+    dtype: torch.dtype,
+) -> Rule:
+    """The rule with A_0 and the norm expanded to every sample."""
+
+    def expand(x: Tensor) -> Tensor:
+        return x.to(dtype).expand(batch, *x.shape).flatten(0, 1)
+
+    anchors = tuple(expand(miras.retention.anchor(w.to(dtype))) for w in weights)
+    gain = bias = None
+    if miras.architecture.residual_norm:
+        if norm is None:
+            norm = weights[0].new_ones(heads, width), weights[0].new_zeros(heads, width)
+        gain, bias = (expand(x).unsqueeze(1) for x in norm)
+    return Rule(miras, tuple(expand(w) for w in weights), anchors, gain, bias)
+
+
+def _start(
+    rule: Rule, state: MemoryState | None, batch: int, heads: int, chunk_size: int, momentum: bool
+) -> MemoryState:
+    """The state to go on from in the engines' layout, with A_0 filled in for fresh rows."""
+    initial = rule.initial
+    zeros = tuple(torch.zeros_like(w) for w in initial) if momentum else ()
+    if state is None:
+        return MemoryState(initial, zeros, None, (0,) * (batch * heads), chunk_size)
+    flat = state.map(lambda x: x.to(initial[0].dtype).flatten(0, 1))
+    flat = replace(flat, count=tuple(n for n in state.count for _ in range(heads)))
+    if 0 not in state.count:
+        return flat
+    fresh = torch.tensor([n == 0 for n in flat.count], device=initial[0].device)
+
+    def fill(new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(
+            torch.where(fresh.view((-1,) + (1,) * (n.dim() - 1)), n, o) for n, o in zip(new, old, strict=True)
+        )
+
+    return replace(flat, weights=fill(initial, flat.weights), momentum=fill(zeros, flat.momentum))
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: Gates,
+    miras: MirasConfig,
+    chunk_size: int,
+    mask: Tensor | None,
+    store_mask: Tensor | None,
+    lengths: Sequence[int] | None,
+) -> None:
+    if q.dim() != 4 or 0 in q.shape:
+        raise ValueError(f"q must be a non-empty [B, T, H, D], got {list(q.shape)}")
+    for name, x in (("k", k), ("v", v)):
+        if x.shape != q.shape:
+            raise ValueError(f"{name} must have q's shape {list(q.shape)}, got {list(x.shape)}")
+    for name, x in (("theta", gates.theta), ("eta", gates.eta), ("alpha", gates.alpha)):
+        if x is not None and x.shape != q.shape[:3]:
+            raise ValueError(f"{name} must be [B, T, H] = {list(q.shape[:3])}, got {list(x.shape)}")
+    if gates.eta is not None and not miras.algorithm.momentum:
+        raise ValueError(f"eta must be None with algorithm {miras.algorithm.name!r}, which has no momentum")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+    for name, x in (("mask", mask), ("store_mask", store_mask)):
+        if x is not None and (x.dtype != torch.bool or x.shape != q.shape[:2]):
+            raise ValueError(f"{name} must be bool [B, T] = {list(q.shape[:2])}, got {x.dtype} {list(x.shape)}")
+    if lengths is not None and (
+        mask is not None or len(lengths) != q.shape[0] or not all(0 <= n <= q.shape[1] for n in lengths)
+    ):
+        raise ValueError(f"lengths must give 0..T tokens for each of {q.shape[0]} rows, without a mask, got {lengths}")
+
+
+def _check_weights(weights: tuple[Tensor, ...], miras: MirasConfig, heads: int, width: int) -> None:
+    wanted = [[heads, *shape] for shape in miras.architecture.shapes(width)]
+    found = [list(w.shape) for w in weights]
+    if found != wanted:
+        raise ValueError(f"weights must have shapes {wanted} for {miras.architecture!r}, got {found}")
+
+
+def _check_state(
+    state: MemoryState, weights: tuple[Tensor, ...], batch: int, chunk_size: int, momentum: bool
+) -> None:
+    if not isinstance(state, MemoryState):
+        raise ValueError(f"state must be a MemoryState, got {type(state).__name__}")
+    if state.chunk_size != chunk_size:
+        raise ValueError(f"state was made with chunk_size {state.chunk_size}, this memory has {chunk_size}")
+    wanted = [[batch, *w.shape] for w in weights]
+    if (found := [list(w.shape) for w in state.weights]) != wanted:
+        raise ValueError(f"state has weights of shapes {found}, this memory and batch need {wanted}")
+    if bool(state.momentum) != momentum:
+        raise ValueError(f"state {'has' if state.momentum else 'lacks'} momentum, this memory {'has' if momentum else 'lacks'} it")

@@ -1,0 +1,153 @@
+"""The memory's state: immutable, exact wherever a text is cut, of bounded size.
+
+Legend: B batch, H heads, p tokens of the open chunk (at most C - 1), in/out widths of one map.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from titans.ops.ragged import valid
+
+T = TypeVar("T", bound="State")
+
+
+@dataclass(frozen=True)
+class State:
+    """Base of every state: a frozen tree of tensors whose first dimension is the batch.
+
+    Counts are plain integers, one per row, so that no step ever waits for an accelerator to learn where it stands.
+    """
+
+    def map(self: T, change: Callable[[Tensor], Tensor]) -> T:
+        """The same state with ``change`` applied to every tensor."""
+        return _map(self, change)
+
+    def detach(self: T) -> T:
+        """Cut the state off the graph: truncated back-propagation starts here."""
+        return self.map(Tensor.detach)
+
+    def to(self: T, *args: Any, **kwargs: Any) -> T:
+        """Move every tensor, as ``Tensor.to``."""
+        return self.map(lambda tensor: tensor.to(*args, **kwargs))
+
+    def select(self: T, rows: Sequence[int] | Tensor) -> T:
+        """Keep these rows of the batch, in this order; a row may be repeated."""
+        index = torch.as_tensor(rows, dtype=torch.long).flatten()
+        return _select(self, index)
+
+
+def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        return tuple(_map(item, change) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return type(value)(**{f.name: _map(getattr(value, f.name), change) for f in dataclasses.fields(value)})
+    return value
+
+
+def _select(value: Any, index: Tensor) -> Any:
+    if isinstance(value, Tensor):
+        return value.index_select(0, index.to(value.device))
+    if isinstance(value, tuple):
+        if value and all(isinstance(item, int) for item in value):
+            return tuple(value[i] for i in index.tolist())
+        return tuple(_select(item, index) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return type(value)(**{f.name: _select(getattr(value, f.name), index) for f in dataclasses.fields(value)})
+    return value
+
+
+@dataclass(frozen=True)
+class Gates(State):
+    """Per-token gates in their final range, each [B, H, tokens]; ``eta`` or ``alpha`` None: that term is off.
+
+    ``write`` is 1 where a token may write and 0 where it leaves weights and momentum untouched. Step sizes alone
+    cannot say that: with θ = 0, α = 0, η = 1 the carried momentum would still be added to the weights.
+    None: every token writes.
+    """
+
+    theta: Tensor
+    eta: Tensor | None
+    alpha: Tensor | None
+    write: Tensor | None
+
+    def where(self, active: Tensor) -> Gates:
+        """The same gates, neutral wherever ``active`` (bool, [B, H, tokens] or broadcastable) is False."""
+        stored = active.to(self.theta.dtype).expand_as(self.theta)
+        return Gates(
+            self.theta.masked_fill(~active, 0),
+            None if self.eta is None else self.eta.masked_fill(~active, 1),
+            None if self.alpha is None else self.alpha.masked_fill(~active, 0),
+            stored if self.write is None else stored * self.write,
+        )
+
+    def then(self, new: Gates) -> Gates:
+        """These tokens followed by new ones (concatenated along the last dimension)."""
+        pairs = [(self.theta, new.theta), (self.eta, new.eta), (self.alpha, new.alpha)]
+        joined = [None if a is None or b is None else torch.cat((a, b), -1) for a, b in pairs]
+        write = None
+        if self.write is not None or new.write is not None:
+            write = torch.cat([torch.ones_like(g.theta) if g.write is None else g.write for g in (self, new)], -1)
+        return Gates(joined[0], joined[1], joined[2], write)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class OpenChunk(State):
+    """The tokens of a chunk that has not closed yet, right-aligned per row: gradients as rank-one factors.
+
+    ``inputs[i]`` [B, H, p, in] and ``errors[i]`` [B, H, p, out] of map i, at the chunk-start weights.
+    """
+
+    inputs: tuple[Tensor, ...]
+    errors: tuple[Tensor, ...]
+    gates: Gates
+
+    def only(self, phases: Sequence[int]) -> OpenChunk:
+        """The chunk with everything but the last ``phases[b]`` tokens of row b made empty."""
+        width = self.gates.theta.shape[-1]
+        if all(p == width for p in phases):
+            return self
+        empty = valid([width - p for p in phases], width, self.gates.theta.device)
+
+        def clear(x: Tensor) -> Tensor:
+            return x.masked_fill(empty.view(empty.shape[:1] + (1,) * (x.dim() - 3) + (width, 1)), 0)
+
+        gates = self.gates.where(~empty.view(empty.shape[:1] + (1,) * (self.gates.theta.dim() - 2) + (width,)))
+        return OpenChunk(tuple(map(clear, self.inputs)), tuple(map(clear, self.errors)), gates)
+
+
+@dataclass(frozen=True)
+class MemoryState(State):
+    """(A, S) at the start of the open chunk, that chunk's tokens, and how many tokens each row has seen.
+
+    Attributes:
+        weights: A per map, [B, H, out, in] (vector memory: [B, H, D]).
+        momentum: S per map, same shapes; empty without momentum.
+        chunk: the open chunk's tokens, or None when every row stands at a chunk's start.
+        count: tokens seen, per row; 0 marks a fresh row, whose weights are taken from A_0 at the next call.
+        chunk_size: C, the chunk size that the state was made with.
+    """
+
+    weights: tuple[Tensor, ...]
+    momentum: tuple[Tensor, ...]
+    chunk: OpenChunk | None
+    count: tuple[int, ...]
+    chunk_size: int
+
+    @property
+    def phases(self) -> tuple[int, ...]:
+        """Tokens in the open chunk, per row."""
+        return tuple(count % self.chunk_size for count in self.count)
+
+    def reset(self, rows: Sequence[int]) -> MemoryState:
+        """Mark these rows fresh."""
+        fresh = set(rows)
+        return dataclasses.replace(self, count=tuple(0 if i in fresh else n for i, n in enumerate(self.count)))

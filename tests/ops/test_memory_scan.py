@@ -1,0 +1,282 @@
+"""The law: chunked = reference, whole = any split, padding and store masks, gates of exactly 0 and 1."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from helpers import assert_close
+
+from titans.miras import MLP, GatedMLP, GradientDescent, Matrix, MirasConfig, Momentum, SphereRetention, Vector, WeightDecay
+from titans.ops.memory import memory_read, memory_scan, memory_trace
+
+BATCH, HEADS, WIDTH = 2, 2, 6
+
+
+def networks(norm: bool):
+    return {
+        "vector": Vector(residual_norm=norm),
+        "matrix": Matrix(residual_norm=norm),
+        "mlp": MLP(depth=2, expansion=2, residual_norm=norm),
+        "mlp3": MLP(depth=3, expansion=1.5, activation="silu", residual_norm=norm),
+        "gated_mlp": GatedMLP(expansion=2, residual_norm=norm),
+    }
+
+
+RETENTIONS = {"weight_decay": WeightDecay(), "sphere": SphereRetention()}
+
+
+def make(network="mlp", retention="sphere", momentum=True, forgetting=True, norm=True, tokens=7, seed=0, extreme=False):
+    """Arguments of memory_scan in float64, every tensor a leaf."""
+    miras = MirasConfig(
+        architecture=networks(norm)[network],
+        retention=RETENTIONS[retention],
+        algorithm=Momentum() if momentum else GradientDescent(),
+    )
+    random = torch.Generator().manual_seed(seed)
+
+    def draw(*shape, low=None, high=None):
+        if low is None:
+            return torch.randn(*shape, generator=random, dtype=torch.float64)
+        return torch.rand(*shape, generator=random, dtype=torch.float64) * (high - low) + low
+
+    shape = (BATCH, tokens, HEADS)
+    q, k, v = (torch.nn.functional.normalize(draw(*shape, WIDTH), dim=-1) for _ in range(3))
+    theta, eta, alpha = draw(*shape, low=0.01, high=0.2), draw(*shape, low=0, high=1), draw(*shape, low=0, high=0.3)
+    if extreme:
+        for gate in (eta, alpha):
+            gate[draw(*shape) > 0.7] = 0
+            gate[draw(*shape) > 0.7] = 1
+        theta[draw(*shape) > 0.7] = 0
+    weights = tuple(draw(HEADS, *s) / s[-1] ** 0.5 for s in miras.architecture.shapes(WIDTH))
+    tensors = {
+        "q": q, "k": k, "v": v, "theta": theta,
+        "eta": eta if momentum else None, "alpha": alpha if forgetting else None,
+        "weights": weights, "norm": (1 + 0.1 * draw(HEADS, WIDTH), 0.1 * draw(HEADS, WIDTH)) if norm else None,
+    }  # fmt: skip
+    for _, x in leaves(tensors):
+        x.requires_grad_()
+    return tensors, miras
+
+
+def leaves(tensors):
+    for name, value in tensors.items():
+        for i, x in enumerate(value if isinstance(value, tuple) else (value,)):
+            if x is not None:
+                yield f"{name}.{i}", x
+
+
+def state_tensors(state):
+    found = []
+    state.map(lambda x: found.append(x) or x)
+    return found
+
+
+def run(tensors, miras, chunk, engine="chunked", **options):
+    return memory_scan(**tensors, miras=miras, chunk_size=chunk, engine=engine, **options)
+
+
+def gradients(y, state, tensors):
+    """Of a fixed random functional of the outputs and of every tensor of the final state."""
+    random = torch.Generator().manual_seed(1)
+    total = sum(
+        (x * torch.randn(x.shape, generator=random, dtype=x.dtype)).sum() for x in (y, *state_tensors(state))
+    )
+    named = list(leaves(tensors))
+    found = torch.autograd.grad(total, [x for _, x in named], allow_unused=True, materialize_grads=True)
+    return dict(zip([n for n, _ in named], found, strict=True))
+
+
+def check_engines_agree(tensors, miras, chunk, **options):
+    y, state = run(tensors, miras, chunk, **options)
+    y_ref, state_ref = run(tensors, miras, chunk, engine="reference", **options)
+    assert_close(y, y_ref, "y")
+    assert state.count == state_ref.count
+    for i, (a, b) in enumerate(zip(state_tensors(state), state_tensors(state_ref), strict=True)):
+        assert_close(a, b, f"state tensor {i}")
+    expected = gradients(y_ref, state_ref, tensors)
+    for name, grad in gradients(y, state, tensors).items():
+        assert_close(grad, expected[name], f"gradient of {name}")
+
+
+PAIRWISE = [
+    # network, retention, momentum, forgetting, norm, tokens, chunk
+    ("vector", "weight_decay", True, True, True, 7, 4),
+    ("vector", "sphere", False, False, False, 65, 16),
+    ("matrix", "weight_decay", False, True, False, 63, 64),
+    ("matrix", "sphere", True, False, True, 7, 1),
+    ("mlp", "weight_decay", True, False, False, 65, 64),
+    ("mlp", "sphere", True, True, True, 65, 16),
+    ("mlp", "sphere", False, True, True, 1, 4),
+    ("mlp", "weight_decay", False, False, True, 64, 16),
+    ("mlp3", "sphere", True, True, False, 7, 4),
+    ("mlp3", "weight_decay", True, True, True, 63, 16),
+    ("gated_mlp", "weight_decay", True, True, True, 64, 64),
+    ("gated_mlp", "sphere", False, False, True, 7, 4),
+    ("gated_mlp", "sphere", True, True, False, 1, 1),
+]
+
+
+@pytest.mark.parametrize(("network", "retention", "momentum", "forgetting", "norm", "tokens", "chunk"), PAIRWISE)
+def test_chunked_equals_reference(network, retention, momentum, forgetting, norm, tokens, chunk):
+    tensors, miras = make(network, retention, momentum, forgetting, norm, tokens)
+    check_engines_agree(tensors, miras, chunk)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens", [1, 7, 63, 64, 65, 200])
+@pytest.mark.parametrize("chunk", [1, 4, 16, 64])
+@pytest.mark.parametrize("retention", sorted(RETENTIONS))
+@pytest.mark.parametrize("network", sorted(networks(True)))
+def test_chunked_equals_reference_full_product(network, retention, chunk, tokens):
+    for momentum, forgetting, norm in itertools.product([True, False], repeat=3):
+        tensors, miras = make(network, retention, momentum, forgetting, norm, tokens)
+        check_engines_agree(tensors, miras, chunk)
+    tensors, miras = make(network, retention, tokens=tokens, extreme=True)
+    check_engines_agree(tensors, miras, chunk)
+
+
+@pytest.mark.parametrize("network", ["matrix", "mlp"])
+@pytest.mark.parametrize("retention", sorted(RETENTIONS))
+def test_gates_of_exactly_zero_and_one(network, retention):
+    tensors, miras = make(network, retention, tokens=23, extreme=True, norm=True)
+    check_engines_agree(tensors, miras, 8)
+
+
+@pytest.mark.parametrize("retention", sorted(RETENTIONS))
+@pytest.mark.parametrize("momentum", [True, False])
+def test_masked_and_unstored_tokens_agree_between_engines(retention, momentum):
+    tensors, miras = make(retention=retention, momentum=momentum, tokens=19)
+    mask = torch.ones(BATCH, 19, dtype=torch.bool)
+    mask[0, :5] = mask[0, 9] = mask[1, 14:] = False
+    store = torch.rand(BATCH, 19, generator=torch.Generator().manual_seed(3)) > 0.4
+    check_engines_agree(tensors, miras, 4, mask=mask, store_mask=store)
+
+
+def cut(tensors, start, stop):
+    names = ("q", "k", "v", "theta", "eta", "alpha")
+    return {n: x[:, start:stop] if n in names and x is not None else x for n, x in tensors.items()}
+
+
+@pytest.mark.parametrize("engine", ["chunked", "reference"])
+@pytest.mark.parametrize("cuts", [(1, 2, 3, 4, 5, 6, 7, 8, 9, 10), (3,), (4, 8), (1, 9)])
+def test_any_split_equals_the_whole(cuts, engine):
+    tensors, miras = make(tokens=11)
+    y, state = run(tensors, miras, 4)
+    pieces, carried = [], None
+    for start, stop in itertools.pairwise((0, *cuts, 11)):
+        piece, carried = run(cut(tensors, start, stop), miras, 4, engine, state=carried)
+        pieces.append(piece)
+    joined = torch.cat(pieces, 1)
+    assert_close(joined, y, "y")
+    for a, b in zip(state_tensors(carried), state_tensors(state), strict=True):
+        assert_close(a, b, "state")
+    expected = gradients(y, state, tensors)
+    for name, grad in gradients(joined, carried, tensors).items():
+        assert_close(grad, expected[name], f"gradient of {name}")
+
+
+def test_padding_anywhere_changes_nothing_and_rows_keep_their_own_phase():
+    tensors, miras = make(tokens=14)
+    mask = torch.ones(BATCH, 14, dtype=torch.bool)
+    mask[0, :3] = mask[0, 7] = False
+    mask[1, 10:] = False
+    first = run(cut(tensors, 0, 6), miras, 4, mask=mask[:, :6])
+    second = run(cut(tensors, 6, 14), miras, 4, mask=mask[:, 6:], state=first[1])
+    y = torch.cat((first[0], second[0]), 1)
+    assert y[~mask].abs().max() == 0
+    for row in range(BATCH):
+        alone = {n: (x[row : row + 1][:, mask[row]] if n not in ("weights", "norm") else x) for n, x in tensors.items()}
+        y_alone, state_alone = run(alone, miras, 4)
+        assert_close(y[row, mask[row]], y_alone[0], f"row {row}")
+        assert second[1].count[row] == state_alone.count[0]
+        query = tensors["q"][row : row + 1, :3]
+        options = {"weights": tensors["weights"], "miras": miras, "norm": tensors["norm"]}
+        assert_close(
+            memory_read(query, state=second[1].select([row]), **options),
+            memory_read(query, state=state_alone, **options),
+            f"state of row {row}",
+        )
+
+
+def test_reset_row_starts_anew_while_the_other_goes_on():
+    tensors, miras = make(tokens=7)
+    _, state = run(tensors, miras, 4)
+    y, after = run(tensors, miras, 4, state=state.reset([0]))
+    fresh, _ = run(tensors, miras, 4)
+    going_on, _ = run(tensors, miras, 4, state=state)
+    assert after.count == (7, 14)
+    assert_close(y[0], fresh[0], "reset row")
+    assert_close(y[1], going_on[1], "other row")
+
+
+def test_unstored_tokens_leave_the_memory_untouched_even_with_momentum():
+    tensors, miras = make(tokens=9)
+    options = {"weights": tensors["weights"], "miras": miras, "norm": tensors["norm"]}
+    _, state = run(cut(tensors, 0, 5), miras, 16)
+    off = torch.zeros(BATCH, 4, dtype=torch.bool)
+    _, later = run(cut(tensors, 5, 9), miras, 16, state=state, store_mask=off)
+    query = tensors["q"][:, :3]
+    assert_close(memory_read(query, state=later, **options), memory_read(query, state=state, **options), "read")
+
+
+def test_read_after_the_last_token_is_that_token_s_own_read():
+    tensors, miras = make(tokens=11)
+    options = {"weights": tensors["weights"], "miras": miras, "norm": tensors["norm"]}
+    for stop in range(1, 12):
+        y, state = run(cut(tensors, 0, stop), miras, 4)
+        assert_close(memory_read(tensors["q"][:, stop - 1 : stop], state=state, **options), y[:, -1:], f"T = {stop}")
+
+
+def test_trace_gives_the_gradient_norm_of_the_reference():
+    tensors, miras = make(tokens=5)
+    trace = memory_trace(**tensors, miras=miras, chunk_size=8)
+    weights = tuple(w[None, 0].detach().clone().requires_grad_() for w in tensors["weights"])
+    k, v = (tensors[n][:1, 2:3, :1].detach() for n in ("k", "v"))
+    norm = tuple(n[:1] for n in tensors["norm"])
+    value = memory_read(k, weights=tuple(w[0:1] for w in weights), miras=miras, norm=norm)
+    loss = miras.bias.loss(value - v).sum()
+    found = torch.autograd.grad(loss, weights)
+    assert_close(trace.loss[0, 2, 0], loss, "loss")
+    assert_close(trace.surprise[0, 2, 0], sum(g.square().sum() for g in found).sqrt(), "surprise")
+
+
+def test_samples_and_the_past_are_independent_of_a_token():
+    tensors, miras = make(tokens=13)
+    y, _ = run(tensors, miras, 4)
+    changed = dict(tensors)
+    for name in ("q", "k", "v"):
+        changed[name] = tensors[name].detach().clone()
+        changed[name][0, 6] += 1
+    y2, _ = run(changed, miras, 4)
+    assert_close(y2[1], y[1], "other sample", 0)
+    assert_close(y2[0, :6], y[0, :6], "earlier tokens", 0)
+    assert (y2[0, 6:] - y[0, 6:]).abs().amin(dim=(1, 2)).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"k": torch.zeros(1, 2, 2, 6)}, "k must have"),
+        ({"theta": torch.zeros(2, 7)}, "theta must be"),
+        ({"weights": (torch.zeros(2, 6, 6),)}, "weights must have shapes"),
+        ({"mask": torch.ones(2, 7)}, "mask must be bool"),
+        ({"chunk_size": 0}, "chunk_size must be at least 1, got 0"),
+        ({"engine": "quick"}, "engine must be"),
+        ({"lengths": (9, 1)}, "lengths must give"),
+    ],
+)
+def test_errors_name_the_argument(change, named):
+    tensors, miras = make(tokens=7)
+    with pytest.raises(ValueError, match=named):
+        memory_scan(**{**tensors, "miras": miras, "chunk_size": 4, **change})
+
+
+def test_a_foreign_state_is_refused():
+    tensors, miras = make(tokens=7)
+    _, state = run(tensors, miras, 4)
+    with pytest.raises(ValueError, match="chunk_size 4, this memory has 8"):
+        run(tensors, miras, 8, state=state)
+    with pytest.raises(ValueError, match="state has weights"):
+        run(tensors, miras, 4, state=state.select([0]))
