@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from titans.ops.memory.decay import Decay, chunk_decay
-from titans.ops.memory.rule import Rule, map_kind
+from titans.ops.memory.rule import Rule, map_kind, where_rows
 from titans.ops.memory.state import Gates, MemoryState, OpenChunk
 from titans.ops.ragged import columns, valid
 
@@ -183,9 +183,9 @@ class _Walk:
                     torch.arange(y.shape[1], device=y.device) == torch.tensor(last, device=y.device).unsqueeze(1)
                 )
                 y = torch.where(final.unsqueeze(-1), read, y)
-            self.weights = _where(rows, weights, self.weights)
-            self.momentum = _where(rows, momentum, self.momentum)
-            self.used = _where(rows, used, self.used)
+            self.weights = where_rows(rows, weights, self.weights)
+            self.momentum = where_rows(rows, momentum, self.momentum)
+            self.used = where_rows(rows, used, self.used)
         ends = [stored + n for n in counts]
         width = max((e for e, c in zip(ends, closing, strict=True) if not c), default=0)
         width = min(width, self.size - 1)
@@ -259,7 +259,3 @@ def _last_queries(decay: Decay, count: int) -> Decay:
         return decay
     rows = (decay.kernel, decay.retained, decay.pushed)
     return Decay(*(None if r is None else r[:, -count:] for r in rows), decay.carried, decay.momentum_kernel)  # type: ignore[arg-type]
-
-
-def _where(rows: Tensor, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(torch.where(rows.view((-1,) + (1,) * (n.dim() - 1)), n, o) for n, o in zip(new, old, strict=True))

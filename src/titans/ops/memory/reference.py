@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from titans.ops.memory.rule import Rule, map_kind
+from titans.ops.memory.rule import Rule, map_kind, where_rows
 from titans.ops.memory.state import Gates, MemoryState, OpenChunk
 from titans.ops.ragged import columns
 
@@ -36,18 +36,18 @@ def reference_scan(
         factors.append((inputs, errors))
         token = gates.map(lambda g, t=t: g[:, t])
         new_weights, new_momentum = _write(weights, momentum, gradients, token)
-        weights, momentum = _where(real, new_weights, weights), _where(real, new_momentum, momentum)
+        weights, momentum = where_rows(real, new_weights, weights), where_rows(real, new_momentum, momentum)
 
         phases = [p + (t < n) for p, n in zip(phases, counts, strict=True)]
         closing = torch.tensor([p == size for p in phases], device=q.device)
         closed_weights, closed_used = rule.close(weights)
-        read = _where(closing, closed_used, weights)
+        read = where_rows(closing, closed_used, weights)
         outputs.append(rule.value(q[:, now], rule.applied(read)))
 
-        weights = _where(closing, closed_weights, weights)
-        start_weights = _where(closing, weights, start_weights)
-        start_used = _where(closing, closed_used, start_used)
-        start_momentum = _where(closing, momentum, start_momentum)
+        weights = where_rows(closing, closed_weights, weights)
+        start_weights = where_rows(closing, weights, start_weights)
+        start_used = where_rows(closing, closed_used, start_used)
+        start_momentum = where_rows(closing, momentum, start_momentum)
         phases = [p % size for p in phases]
     chunk = _open_chunk(state, factors, gates, counts, phases)
     count = tuple(c + n for c, n in zip(state.count, counts, strict=True))
@@ -103,7 +103,7 @@ def _replay(state: MemoryState) -> tuple[Maps, Maps]:
             for w, a, e in zip(weights, state.chunk.inputs, state.chunk.errors, strict=True)
         )
         new = _write(weights, momentum, gradients, state.chunk.gates.map(lambda g, t=t: g[:, t]))
-        weights, momentum = _where(real, new[0], weights), _where(real, new[1], momentum)
+        weights, momentum = where_rows(real, new[0], weights), where_rows(real, new[1], momentum)
     return weights, momentum
 
 
@@ -124,7 +124,3 @@ def _open_chunk(
         gates = old.gates.then(gates)
     inputs, errors = (tuple(columns(x, starts, width) for x in side) for side in found)
     return OpenChunk(inputs, errors, gates.map(lambda g: columns(g, starts, width))).only(phases)
-
-
-def _where(rows: Tensor, new: Maps, old: Maps) -> Maps:
-    return tuple(torch.where(rows.view((-1,) + (1,) * (n.dim() - 1)), n, o) for n, o in zip(new, old, strict=True))

@@ -78,27 +78,30 @@ def map_kind(weight: Tensor) -> type[Dense] | type[Diagonal]:
     return Dense if weight.dim() == 3 else Diagonal
 
 
+def where_rows(rows: Tensor, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Per map, ``new`` for the rows [G] that are True and ``old`` for the others."""
+    return tuple(torch.where(rows.view((-1,) + (1,) * (n.dim() - 1)), n, o) for n, o in zip(new, old, strict=True))
+
+
 @dataclass(frozen=True)
 class Rule:
     """A MirasConfig with the tensors that it needs, one entry per map.
 
     Attributes:
         miras: the four choices.
-        initial: A_0 per map, [G, out, in] or [G, width].
-        anchors: what the retention gate keeps of A_0.
+        anchors: what the retention gate keeps of A_0, per map; None where it needs nothing.
         gain, bias: of the LN wrapper, [G, 1, D]; None without the wrapper.
     """
 
     miras: MirasConfig
-    initial: tuple[Tensor, ...]
-    anchors: tuple[Tensor, ...]
+    anchors: tuple[Tensor, ...] | None
     gain: Tensor | None
     bias: Tensor | None
 
     def project(self, accumulated: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """W = φ(A)."""
         retention = self.miras.retention
-        if retention.identity:
+        if self.anchors is None:
             return accumulated
         return tuple(retention.project(a, anchor) for a, anchor in zip(accumulated, self.anchors, strict=True))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from titans.miras import MirasConfig
 from titans.ops.memory.chunked import Trace, chunked_scan, read_open
 from titans.ops.memory.reference import reference_scan
-from titans.ops.memory.rule import Rule
+from titans.ops.memory.rule import Rule, where_rows
 from titans.ops.memory.state import Gates, MemoryState
 from titans.ops.ragged import compact, restore, take
 
@@ -133,7 +133,7 @@ def memory_read(
     dtype = torch.promote_types(q.dtype, torch.float32)
     with torch.autocast(q.device.type, enabled=False):
         rule = _bind(weights, miras, norm, batch, heads, width, dtype)
-        start = _start(rule, state, batch, heads, state.chunk_size if state else 1, bool(state and state.momentum))
+        start = _start(weights, dtype, state, batch, heads, state.chunk_size if state else 1, bool(state and state.momentum))
         flat = _rows(q, dtype)
         read = read_open(rule, _rows(q, dtype), start)
     return read.unflatten(0, (batch, heads)).transpose(1, 2).to(q.dtype)
@@ -171,7 +171,7 @@ def _scan(
     dtype = torch.promote_types(q.dtype, torch.float32)
     with torch.autocast(q.device.type, enabled=False):
         rule = _bind(weights, miras, norm, batch, heads, width, dtype)
-        start = _start(rule, state, batch, heads, chunk_size, gates.eta is not None)
+        start = _start(weights, dtype, state, batch, heads, chunk_size, gates.eta is not None)
         flat = gates.map(lambda g: _rows(g, dtype))
         if store_mask is not None:
             flat = flat.where(store_mask.repeat_interleave(heads, 0))
@@ -202,40 +202,44 @@ def _bind(
     width: int,
     dtype: torch.dtype,
 ) -> Rule:
-    """The rule with A_0 and the norm expanded to every sample."""
-
-    def expand(x: Tensor) -> Tensor:
-        return x.to(dtype).expand(batch, *x.shape).flatten(0, 1)
-
-    anchors = tuple(expand(miras.retention.anchor(w.to(dtype))) for w in weights)
-    gain = bias = None
+    """The rule with its slow parameters expanded to every sample."""
+    anchors = gain = bias = None
+    if not miras.retention.identity:
+        anchors = tuple(_expand(miras.retention.anchor(w.to(dtype)), batch) for w in weights)
     if miras.architecture.residual_norm:
         if norm is None:
             norm = weights[0].new_ones(heads, width), weights[0].new_zeros(heads, width)
-        gain, bias = (expand(x).unsqueeze(1) for x in norm)
-    return Rule(miras, tuple(expand(w) for w in weights), anchors, gain, bias)
+        gain, bias = (_expand(x.to(dtype), batch).unsqueeze(1) for x in norm)
+    return Rule(miras, anchors, gain, bias)
+
+
+def _expand(x: Tensor, batch: int) -> Tensor:
+    """[H, ...] -> [B·H, ...]."""
+    return x.expand(batch, *x.shape).flatten(0, 1)
 
 
 def _start(
-    rule: Rule, state: MemoryState | None, batch: int, heads: int, chunk_size: int, momentum: bool
+    weights: tuple[Tensor, ...],
+    dtype: torch.dtype,
+    state: MemoryState | None,
+    batch: int,
+    heads: int,
+    chunk_size: int,
+    momentum: bool,
 ) -> MemoryState:
-    """The state to go on from in the engines' layout, with A_0 filled in for fresh rows."""
-    initial = rule.initial
-    zeros = tuple(torch.zeros_like(w) for w in initial) if momentum else ()
-    if state is None:
-        return MemoryState(initial, zeros, None, (0,) * (batch * heads), chunk_size)
-    flat = state.map(lambda x: x.to(initial[0].dtype).flatten(0, 1))
-    flat = replace(flat, count=tuple(n for n in state.count for _ in range(heads)))
-    if 0 not in state.count:
+    """The state to go on from in the engines' layout, with A_0 = ``weights`` and S = 0 filled in for fresh rows."""
+    count = (0,) * (batch * heads) if state is None else tuple(n for n in state.count for _ in range(heads))
+    flat = None if state is None else replace(state.map(lambda x: x.to(dtype).flatten(0, 1)), count=count)
+    if flat is not None and 0 not in count:
         return flat
-    fresh = torch.tensor([n == 0 for n in flat.count], device=initial[0].device)
-
-    def fill(new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(
-            torch.where(fresh.view((-1,) + (1,) * (n.dim() - 1)), n, o) for n, o in zip(new, old, strict=True)
-        )
-
-    return replace(flat, weights=fill(initial, flat.weights), momentum=fill(zeros, flat.momentum))
+    initial = tuple(_expand(w.to(dtype), batch) for w in weights)
+    zeros = tuple(torch.zeros_like(w) for w in initial) if momentum else ()
+    if flat is None or not any(count):
+        return MemoryState(initial, zeros, None, count, chunk_size)
+    fresh = torch.tensor([n == 0 for n in count], device=initial[0].device)
+    return replace(
+        flat, weights=where_rows(fresh, initial, flat.weights), momentum=where_rows(fresh, zeros, flat.momentum)
+    )
 
 
 def _check(

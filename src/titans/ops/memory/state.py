@@ -6,7 +6,7 @@ Legend: B batch, H heads, p tokens of the open chunk (at most C - 1), in/out wid
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,7 +22,8 @@ T = TypeVar("T", bound="State")
 class State:
     """Base of every state: a frozen tree of tensors whose first dimension is the batch.
 
-    Counts are plain integers, one per row, so that no step ever waits for an accelerator to learn where it stands.
+    A tuple of integers holds one count per row: tokens seen, 0 for a fresh row. Plain integers, so that no step ever
+    waits for an accelerator to learn where it stands.
     """
 
     def map(self: T, change: Callable[[Tensor], Tensor]) -> T:
@@ -43,6 +44,11 @@ class State:
         return _select(self, index)
 
 
+    def reset(self: T, rows: Iterable[int]) -> T:
+        """Mark these rows fresh: at the next call they start a new stream, as if nothing had been read."""
+        return _reset(self, frozenset(rows))
+
+
 def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return change(value)
@@ -50,6 +56,16 @@ def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return tuple(_map(item, change) for item in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return type(value)(**{f.name: _map(getattr(value, f.name), change) for f in dataclasses.fields(value)})
+    return value
+
+
+def _reset(value: Any, rows: frozenset[int]) -> Any:
+    if isinstance(value, tuple):
+        if value and all(isinstance(item, int) for item in value):
+            return tuple(0 if i in rows else n for i, n in enumerate(value))
+        return tuple(_reset(item, rows) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return type(value)(**{f.name: _reset(getattr(value, f.name), rows) for f in dataclasses.fields(value)})
     return value
 
 
@@ -146,8 +162,3 @@ class MemoryState(State):
     def phases(self) -> tuple[int, ...]:
         """Tokens in the open chunk, per row."""
         return tuple(count % self.chunk_size for count in self.count)
-
-    def reset(self, rows: Sequence[int]) -> MemoryState:
-        """Mark these rows fresh."""
-        fresh = set(rows)
-        return dataclasses.replace(self, count=tuple(0 if i in fresh else n for i, n in enumerate(self.count)))

@@ -1,0 +1,96 @@
+"""Multi-head attention with rotary positions, persistent tokens and a cache of bounded size.
+
+Legend: B batch, T tokens, H heads, D head width, P persistent tokens, w cached tokens (at most window - 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from titans.ops.attention import apply_rotary, causal_attention, rotary_angles, sliding_window_attention
+from titans.ops.memory import State
+from titans.ops.place import Place
+from titans.ops.ragged import columns
+
+
+@dataclass(frozen=True)
+class AttentionCache(State):
+    """Rotated keys and values of the tokens still in reach, [B, w, H, D], right-aligned per row."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class Attention(nn.Module):
+    """Projections of causal or sliding-window attention; how they are combined is the caller's ``window``.
+
+    Args:
+        d_model: width of x.
+        n_heads: divides d_model.
+        window: reach of a query, itself included; None: everything before it.
+        rope_base: base of the rotary angles.
+    """
+
+    def __init__(self, d_model: int, n_heads: int, window: int | None = None, rope_base: float = 10_000.0):
+        super().__init__()
+        self.n_heads = n_heads
+        self.window = window
+        self.rope_base = rope_base
+        self.head_dim = d_model // n_heads
+        self.q = nn.Linear(d_model, d_model, bias=False)
+        self.kv = nn.Linear(d_model, 2 * d_model, bias=False)
+        self.out = nn.Linear(d_model, d_model, bias=False)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """[B, T, d_model] -> [B, T, H, D], not rotated."""
+        return self.q(x).unflatten(-1, (self.n_heads, self.head_dim))
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, T, d_model] -> keys (not rotated) and values, each [B, T, H, D]."""
+        keys, values = self.kv(x).chunk(2, -1)
+        return tuple(y.unflatten(-1, (self.n_heads, self.head_dim)) for y in (keys, values))  # type: ignore[return-value]
+
+    def angles(self, place: Place, x: Tensor, modulo: int | None = None) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of this call's positions, in float32 at least."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return rotary_angles(place.positions(x.device, modulo), self.head_dim, self.rope_base, dtype)
+
+    def forward(
+        self, x: Tensor, cache: AttentionCache | None, place: Place, persistent: Tensor | None = None
+    ) -> tuple[Tensor, AttentionCache]:
+        """Attend from x [B, T, d_model] to persistent tokens [B or 1, P, d_model], the cache and x itself."""
+        plain = self.queries(x)
+        keys, values = self.keys_values(x)
+        angles = self.angles(place, plain)
+        q, keys = apply_rotary(plain, *angles), apply_rotary(keys, *angles)
+        cached = 0
+        if cache is not None:
+            cached = cache.keys.shape[1]
+            keys = torch.cat((cache.keys.to(keys.dtype), keys), 1)
+            values = torch.cat((cache.values.to(values.dtype), values), 1)
+        always = None if persistent is None else (plain, *self.keys_values(persistent))
+        start = first_columns(place.seen, cached, x.device)
+        if self.window is None:
+            y = causal_attention(q, keys, values, start=start, persistent=always)
+        else:
+            y = sliding_window_attention(q, keys, values, self.window, start=start, persistent=always)
+        return self.out(y.flatten(2)), last_columns(keys, values, cached, place, self.window)
+
+
+def first_columns(counts: tuple[int, ...], cached: int, device: torch.device) -> Tensor | None:
+    """First valid cached column per row, for rows that have ``counts[b]`` right-aligned in ``cached`` columns."""
+    if all(n >= cached for n in counts):
+        return None
+    return torch.tensor([max(cached - n, 0) for n in counts], device=device)
+
+
+def last_columns(keys: Tensor, values: Tensor, cached: int, place: Place, window: int | None) -> AttentionCache:
+    """What a later call can still reach of ``cached`` old and this call's columns."""
+    longest = max(place.after)
+    width = longest if window is None else min(longest, window - 1)
+    width = min(width, keys.shape[1])
+    start = [cached + n - width for n in place.counts]
+    return AttentionCache(columns(keys, start, width), columns(values, start, width))

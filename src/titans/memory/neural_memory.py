@@ -1,0 +1,234 @@
+"""The long-term memory as a layer for any sequence of vectors.
+
+Legend: B batch, T tokens, H memory heads, D head width (d_model / H), C chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from titans.layers.convolution import ShortConvolution
+from titans.miras import MirasConfig
+from titans.miras.config import resolve_miras
+from titans.ops.memory import MemoryState, MemoryTrace, State, memory_read, memory_scan, memory_trace
+from titans.ops.place import Place
+from titans.ops.ragged import compact, restore, take
+
+INITIAL_FORGETTING = 0.02
+
+
+@dataclass(frozen=True)
+class NeuralMemoryState(State):
+    """The memory's weights and the last inputs of the convolution [B, K-1, 3·d_model]."""
+
+    memory: MemoryState
+    tail: Tensor | None
+
+
+def default_heads(d_model: int) -> int:
+    """The largest divisor h of d_model that leaves heads at least 64 wide; 1 if there is none."""
+    return max((h for h in range(1, d_model // 64 + 1) if d_model % h == 0), default=1)
+
+
+class NeuralMemory(nn.Module):
+    """A small network per sample and head whose weights learn, by gradient descent, what it reads.
+
+    Each token is projected to a query, a key and a value (causal convolution, ℓ2-normalised q and k) and to its own
+    step size θ, momentum decay η and forgetting α. The memory takes a gradient step on ℓ(M(k), v) and is then read at
+    q; the read is normalised, gated and projected.
+
+    Args:
+        d_model: width of x.
+        n_layers: depth of the memory network; 1 is the matrix memory. Default: as ``miras`` says.
+        n_heads: memory heads; default: the largest that leaves heads at least 64 wide.
+        chunk_size: C; gradients are taken at the weights of the chunk's start. Gates act per token for every C.
+        d_hidden: total hidden width of the memory networks, split over the heads; default 4·d_model.
+        use_momentum: carry past surprise along (Titans Eq. 10). Default: as ``miras`` says.
+        use_decay: forgetting gate α (Titans Eq. 13); default True.
+        miras: the four choices; default ``MirasConfig.steady()``.
+        conv_kernel: kernel of the convolution after each projection; 0 for none.
+        qkv_activation: "none" or "silu" after the convolution.
+        theta_max: cap of the step size; default 1/D.
+
+    Raises:
+        ValueError: a width that does not divide, or a shorthand that contradicts ``miras``.
+
+    Source: Titans §3.1-3.2 and §4.4.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_layers: int | None = None,
+        n_heads: int | None = None,
+        chunk_size: int = 64,
+        *,
+        d_hidden: int | None = None,
+        use_momentum: bool | None = None,
+        use_decay: bool | None = None,
+        miras: MirasConfig | None = None,
+        conv_kernel: int = 4,
+        qkv_activation: Literal["none", "silu"] = "none",
+        theta_max: float | None = None,
+    ):
+        super().__init__()
+        n_heads = n_heads or default_heads(d_model)
+        if d_model % n_heads:
+            raise ValueError(f"n_heads must divide d_model = {d_model}, got {n_heads}")
+        if chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+        if qkv_activation not in ("none", "silu"):
+            raise ValueError(f"qkv_activation must be 'none' or 'silu', got {qkv_activation!r}")
+        self.d_model, self.n_heads, self.chunk_size = d_model, n_heads, chunk_size
+        self.head_dim = d_model // n_heads
+        self.miras = resolve_miras(miras, n_layers, d_hidden, use_momentum, d_model, n_heads)
+        self.use_decay = use_decay is not False
+        self.qkv_activation = qkv_activation
+        self.theta_max = 1 / self.head_dim if theta_max is None else theta_max
+
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.conv = ShortConvolution(3 * d_model, conv_kernel) if conv_kernel else None
+        self.gates = nn.Linear(d_model, n_heads * (1 + self.miras.algorithm.momentum + self.use_decay))
+        self.initial_weights = nn.ParameterList(
+            torch.randn(n_heads, *shape) * (shape[-1] ** -0.5 if len(shape) == 2 else 1)
+            for shape in self.miras.architecture.shapes(self.head_dim)
+        )
+        if self.miras.architecture.residual_norm:
+            self.norm_gain = nn.Parameter(torch.ones(n_heads, self.head_dim))
+            self.norm_bias = nn.Parameter(torch.zeros(n_heads, self.head_dim))
+        self.read_norm = nn.RMSNorm(d_model)
+        self.read_gate = nn.Linear(d_model, d_model, bias=False)
+        self.out = nn.Linear(d_model, d_model, bias=False)
+        self.reset_gates()
+
+    def reset_gates(self) -> None:
+        """Starting gates: σ(θ) = 0.5, η = 0.5, α ≈ 0.02."""
+        nn.init.normal_(self.gates.weight, std=0.02)
+        nn.init.zeros_(self.gates.bias)
+        if self.use_decay:
+            logit = torch.logit(torch.tensor(INITIAL_FORGETTING)).item()
+            nn.init.constant_(self.gates.bias[-self.n_heads :], logit)
+
+    @overload
+    def forward(self, x: Tensor, state: NeuralMemoryState | None = ..., *, mask: Tensor | None = ...,
+                store_mask: Tensor | None = ...) -> Tensor: ...  # fmt: skip
+
+    @overload
+    def forward(self, x: Tensor, state: NeuralMemoryState | None = ..., return_state: bool = ...,
+                mask: Tensor | None = ..., store_mask: Tensor | None = ...) -> tuple[Tensor, NeuralMemoryState]: ...  # fmt: skip
+
+    def forward(
+        self,
+        x: Tensor,
+        state: NeuralMemoryState | None = None,
+        return_state: bool = False,
+        mask: Tensor | None = None,
+        store_mask: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, NeuralMemoryState]:
+        """Write and read every token.
+
+        Args:
+            x: [B, T, d_model], T ≥ 1.
+            state: where an earlier call stopped; None starts a new stream.
+            return_state: also return the state after the last token.
+            mask: [B, T] bool, False for padding: it does nothing and its output is zero.
+            store_mask: [B, T] bool, False for tokens that are read but not written.
+
+        Returns:
+            y [B, T, d_model], and the state if asked for.
+        """
+        self._check(x, state)
+        order = lengths = None
+        for name, flags in (("mask", mask), ("store_mask", store_mask)):
+            if flags is not None and (flags.dtype != torch.bool or flags.shape != x.shape[:2]):
+                raise ValueError(f"{name} must be bool [B, T] = {list(x.shape[:2])}, got {flags.dtype} {list(flags.shape)}")
+        inputs = x
+        if mask is not None and not bool(mask.all()):
+            order, lengths = compact(mask)
+            inputs = take(x, order)
+            store_mask = None if store_mask is None else take(store_mask, order)
+        y, state = self.advance(inputs, state, lengths, store_mask)
+        if order is not None and mask is not None:
+            y = restore(y, order, mask)
+        return (y, state) if return_state else y
+
+    def advance(
+        self,
+        x: Tensor,
+        state: NeuralMemoryState | None,
+        lengths: tuple[int, ...] | None = None,
+        store_mask: Tensor | None = None,
+    ) -> tuple[Tensor, NeuralMemoryState]:
+        """``forward`` for a right-padded batch with ``lengths`` real tokens per row; what the models call."""
+        q, k, v, tail = self._project(x, state, lengths)
+        y, memory = memory_scan(
+            q, k, v, *self._gates(x), lengths=lengths, store_mask=store_mask, **self._rule(), chunk_size=self.chunk_size,
+            state=None if state is None else state.memory,
+        )  # fmt: skip
+        return self.emit(y, x), NeuralMemoryState(memory, tail)
+
+    def retrieve(self, x: Tensor, state: NeuralMemoryState | None = None) -> Tensor:
+        """Read x [B, T, d_model] from the memory as the state left it; nothing is written."""
+        self._check(x, state)
+        q, _, _, _ = self._project(x, state, None)
+        return self.emit(memory_read(q, state=None if state is None else state.memory, **self._rule()), x)
+
+    def trace(self, x: Tensor, state: NeuralMemoryState | None = None) -> MemoryTrace:
+        """Per-token surprise ‖g_t‖, inner loss, θ, η, α, each [B, T, H], while reading x from ``state`` on."""
+        self._check(x, state)
+        q, k, v, _ = self._project(x, state, None)
+        memory = None if state is None else state.memory
+        return memory_trace(q, k, v, *self._gates(x), state=memory, chunk_size=self.chunk_size, **self._rule())
+
+    def emit(self, read: Tensor, x: Tensor) -> Tensor:
+        """Normalise, gate by x and project a read [B, T, H, D] -> [B, T, d_model]."""
+        return self.out(self.read_norm(read.flatten(2)) * torch.sigmoid(self.read_gate(x)))
+
+    def read(self, q: Tensor, state: MemoryState | None) -> Tensor:
+        """Read queries [B, T, H, D] (see ``normalise``) from a state of the bare memory."""
+        return memory_read(q, state=state, **self._rule())
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Projected queries or keys [B, T, d_model] -> unit vectors per head [B, T, H, D]."""
+        if self.qkv_activation == "silu":
+            x = F.silu(x)
+        return F.normalize(x.unflatten(-1, (self.n_heads, self.head_dim)), dim=-1, eps=1e-12)
+
+    def _project(
+        self, x: Tensor, state: NeuralMemoryState | None, lengths: tuple[int, ...] | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        projected, tail = self.qkv(x), None
+        if self.conv is not None:
+            seen = (0,) * x.shape[0] if state is None else state.memory.count
+            place = Place(seen, x.shape[1], lengths)
+            projected, tail = self.conv(projected, None if state is None else state.tail, place)
+        q, k, v = projected.chunk(3, -1)
+        if self.qkv_activation == "silu":
+            v = F.silu(v)
+        return self.normalise(q), self.normalise(k), v.unflatten(-1, (self.n_heads, self.head_dim)), tail
+
+    def _gates(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        gates = torch.sigmoid(self.gates(x).float() if x.dtype != torch.float64 else self.gates(x))
+        parts = list(gates.split(self.n_heads, -1))
+        theta = parts.pop(0) * self.theta_max
+        eta = parts.pop(0) if self.miras.algorithm.momentum else None
+        return theta, eta, parts.pop() if self.use_decay else None
+
+    def _rule(self) -> dict:
+        norm = (self.norm_gain, self.norm_bias) if self.miras.architecture.residual_norm else None
+        return {"weights": tuple(self.initial_weights), "miras": self.miras, "norm": norm}
+
+    def _check(self, x: Tensor, state: NeuralMemoryState | None) -> None:
+        if x.dim() != 3 or x.shape[-1] != self.d_model or 0 in x.shape:
+            raise ValueError(f"x must be a non-empty [B, T, {self.d_model}], got {list(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"x must be floating point, got {x.dtype}")
+        if state is not None and not isinstance(state, NeuralMemoryState):
+            raise ValueError(f"state must be a NeuralMemoryState, got {type(state).__name__}")
+        if state is not None and len(state.memory.count) != x.shape[0]:
+            raise ValueError(f"state has {len(state.memory.count)} rows, x has {x.shape[0]}")

@@ -1,0 +1,20 @@
+"""Language models with a neural long-term memory: LMM, MAC, MAG, MAL, and two baselines."""
+
+from titans.models.config import TitansConfig
+from titans.models.language_model import ModelOutput, TitansModel, build_model, count_parameters, load_model
+from titans.models.state import ModelState
+from titans.models.variants import TitansLMM, TitansMAC, TitansMAG, TitansMAL
+
+__all__ = [
+    "ModelOutput",
+    "ModelState",
+    "TitansConfig",
+    "TitansLMM",
+    "TitansMAC",
+    "TitansMAG",
+    "TitansMAL",
+    "TitansModel",
+    "build_model",
+    "count_parameters",
+    "load_model",
+]

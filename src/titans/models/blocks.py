@@ -1,0 +1,357 @@
+"""The blocks: four ways to put a memory beside attention (Titans §4), and the baselines' mixers.
+
+Every mixer maps normalised x [B, T, d_model] of a right-padded batch, with the state of its streams, to its output and
+the new state. Legend: B batch, T tokens, P persistent tokens, H heads, D head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from titans.layers.attention import Attention, AttentionCache, first_columns, last_columns
+from titans.layers.convolution import ShortConvolution
+from titans.layers.feedforward import FeedForward
+from titans.memory import NeuralMemory, NeuralMemoryState, PersistentMemory
+from titans.models.config import TitansConfig
+from titans.ops.attention import apply_rotary, segment_attention
+from titans.ops.memory import MemoryState, State
+from titans.ops.place import Place
+from titans.ops.ragged import columns
+
+
+def make_memory(config: TitansConfig) -> NeuralMemory:
+    return NeuralMemory(
+        config.d_model,
+        n_heads=config.memory_heads,
+        chunk_size=config.chunk_size,
+        use_decay=config.use_decay,
+        miras=config.rule,
+        conv_kernel=config.conv_kernel,
+        qkv_activation=config.qkv_activation,
+        theta_max=config.theta_max,
+    )
+
+
+class PrefixedMemory(nn.Module):
+    """The memory over [P‖x]: persistent tokens are written once, at the start of a stream."""
+
+    def __init__(self, config: TitansConfig):
+        super().__init__()
+        self.persistent = PersistentMemory(config.n_persistent, config.d_model)
+        self.memory = make_memory(config)
+
+    def forward(
+        self, x: Tensor, state: NeuralMemoryState | None, place: Place, store: Tensor | None
+    ) -> tuple[Tensor, NeuralMemoryState, Tensor]:
+        """Outputs at x [B, T, d_model], the state, and outputs at [P‖x] for the rows that start here."""
+        prefix = self.persistent.n_tokens
+        if not prefix or not any(place.starting):
+            y, state = self.memory.advance(x, state, place.lengths, store)
+            return y, state, y
+        lengths = place.lengths
+        joined = self.persistent(x)
+        if store is not None:
+            store = F.pad(store, (prefix, 0), value=True)
+        if not all(place.starting):
+            offsets = [0 if s else prefix for s in place.starting]
+            joined = columns(joined, offsets, joined.shape[1])
+            store = None if store is None else columns(store, offsets, store.shape[1])
+        if lengths is not None or not all(place.starting):
+            lengths = tuple(n + prefix * s for n, s in zip(place.counts, place.starting, strict=True))
+        y, state = self.memory.advance(joined, state, lengths, store)
+        return columns(y, [prefix * s for s in place.starting], x.shape[1]), state, y
+
+
+class LMMMixer(nn.Module):
+    """The memory alone (Titans §4.3)."""
+
+    def __init__(self, config: TitansConfig):
+        super().__init__()
+        self.branch = PrefixedMemory(config)
+
+    def forward(
+        self, x: Tensor, state: NeuralMemoryState | None, place: Place, store: Tensor | None
+    ) -> tuple[Tensor, NeuralMemoryState]:
+        y, state, _ = self.branch(x, state, place, store)
+        return y, state
+
+
+@dataclass(frozen=True)
+class MAGState(State):
+    """Memory and attention cache of one layer."""
+
+    memory: NeuralMemoryState
+    cache: AttentionCache
+
+
+class MAGMixer(nn.Module):
+    """Memory as a gate: o = n1(SWA([P‖x])) ⊗ σ(n2(M([P‖x]))) (Titans Eqs. 26-28)."""
+
+    def __init__(self, config: TitansConfig):
+        super().__init__()
+        self.branch = PrefixedMemory(config)
+        self.attention = Attention(config.d_model, config.attention_heads, config.window, config.rope_base)
+        self.attention_norm = nn.RMSNorm(config.d_model)
+        self.memory_norm = nn.RMSNorm(config.d_model)
+
+    def forward(
+        self, x: Tensor, state: MAGState | None, place: Place, store: Tensor | None
+    ) -> tuple[Tensor, MAGState]:
+        read, memory, _ = self.branch(x, None if state is None else state.memory, place, store)
+        always = self.branch.persistent.P.unsqueeze(0) if self.branch.persistent.n_tokens else None
+        y, cache = self.attention(x, None if state is None else state.cache, place, always)
+        return self.attention_norm(y) * torch.sigmoid(self.memory_norm(read)), MAGState(memory, cache)
+
+
+@dataclass(frozen=True)
+class MALState(State):
+    """Memory, attention cache and the memory's outputs at the persistent tokens [B, P, d_model]."""
+
+    memory: NeuralMemoryState
+    cache: AttentionCache
+    persistent: Tensor | None
+
+
+class MALMixer(nn.Module):
+    """Memory as a layer: y = M([P‖x]), then sliding-window attention over y (Titans Eqs. 29-31)."""
+
+    def __init__(self, config: TitansConfig):
+        super().__init__()
+        self.branch = PrefixedMemory(config)
+        self.norm = nn.RMSNorm(config.d_model)
+        self.attention = Attention(config.d_model, config.attention_heads, config.window, config.rope_base)
+
+    def forward(
+        self, x: Tensor, state: MALState | None, place: Place, store: Tensor | None
+    ) -> tuple[Tensor, MALState]:
+        y, memory, joined = self.branch(x, None if state is None else state.memory, place, store)
+        prefix, persistent = self.branch.persistent.n_tokens, None if state is None else state.persistent
+        if prefix and any(place.starting):
+            first = self.norm(joined[:, :prefix])
+            if persistent is None:
+                persistent = first
+            elif not all(place.starting):
+                starting = torch.tensor(place.starting, device=x.device).view(-1, 1, 1)
+                persistent = torch.where(starting, first, persistent.to(first.dtype))
+            else:
+                persistent = first
+        if prefix and persistent is None:
+            persistent = x.new_zeros(x.shape[0], prefix, x.shape[2])
+        cache = None if state is None else state.cache
+        out, cache = self.attention(self.norm(y), cache, place, persistent)
+        return out, MALState(memory, cache, persistent)
+
+
+@dataclass(frozen=True)
+class MACState(State):
+    """One MAC layer's streams.
+
+    Attributes:
+        memory: the memory as it stands.
+        previous: the bare memory as it stood at the end of the previous segment.
+        tail: convolution tail of the context queries, None without convolution.
+        tokens, reads: keys and values of the open segment's tokens and of the memory's reads for them.
+    """
+
+    memory: NeuralMemoryState
+    previous: MemoryState
+    tail: Tensor | None
+    tokens: AttentionCache
+    reads: AttentionCache
+
+
+class MACMixer(nn.Module):
+    """Memory as a context, segment by segment (Titans Eqs. 21-25).
+
+    h_j is read from the memory as it stood at the end of the previous segment; token i attends to P, to h_j with j ≤ i
+    and to the segment's tokens j ≤ i; the result y_i is written into the memory, and gated by a read of it.
+    """
+
+    def __init__(self, config: TitansConfig):
+        super().__init__()
+        self.segment = config.segment
+        self.memory = make_memory(config)
+        self.persistent = PersistentMemory(config.n_persistent, config.d_model)
+        self.summary = PersistentMemory(config.n_memory_tokens, config.d_model) if config.n_memory_tokens else None
+        self.attention = Attention(config.d_model, config.attention_heads, None, config.rope_base)
+        self.context_query = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.context_conv = ShortConvolution(config.d_model, config.conv_kernel) if config.conv_kernel else None
+        self.write_norm = nn.RMSNorm(config.d_model)
+        self.attention_norm = nn.RMSNorm(config.d_model)
+        self.memory_norm = nn.RMSNorm(config.d_model)
+
+    def forward(
+        self, x: Tensor, state: MACState | None, place: Place, store: Tensor | None
+    ) -> tuple[Tensor, MACState]:
+        tail = None if state is None else state.tail
+        context = self.context_query(x)
+        if self.context_conv is not None:
+            context, tail = self.context_conv(context, tail, place)
+        context = self.memory.normalise(context)
+        plain = self.attention.queries(x)
+        keys, values = self.attention.keys_values(x)
+        angles = self.attention.angles(place, plain, self.segment)
+        queries, keys = apply_rotary(plain, *angles), apply_rotary(keys, *angles)
+        if place.lengths is not None and angles[0].dim() == 2:
+            angles = tuple(a.expand(len(place.seen), -1, -1) for a in angles)
+        whole = (x, context, plain, queries, keys, values)
+
+        outputs: list[tuple[Tensor, list[int], list[int]]] = []
+        done = [0] * len(place.seen)
+        while any(d < n for d, n in zip(done, place.counts, strict=True)):
+            phases = [(s + d) % self.segment for s, d in zip(place.seen, done, strict=True)]
+            counts = [min(self.segment - p, n - d) for p, d, n in zip(phases, done, place.counts, strict=True)]
+            width = max(counts)
+            seen = tuple(s + d for s, d in zip(place.seen, done, strict=True))
+            lengths = None if min(counts) == width else tuple(counts)
+            part = tuple(columns(w, done, width) for w in whole)
+            turn = tuple(
+                columns(a, done, width) if a.dim() == 3 else a[done[0] : done[0] + width] for a in angles
+            )
+            stored = None if store is None else columns(store, done, width)
+            y, state = self._segment(part, turn, state, Place(seen, width, lengths), stored)
+            outputs.append((y, list(done), counts))
+            done = [d + n for d, n in zip(done, counts, strict=True)]
+        if state is None:
+            raise ValueError("input_ids must hold at least one real token")
+        return _join(outputs, x), replace(state, tail=tail)
+
+    def _segment(
+        self,
+        part: tuple[Tensor, ...],
+        angles: tuple[Tensor, ...],
+        state: MACState | None,
+        place: Place,
+        store: Tensor | None,
+    ) -> tuple[Tensor, MACState]:
+        """Tokens of one segment (from its phase on); ``place`` counts from the stream's start."""
+        x, context, plain, queries, keys, values = part
+        previous = None if state is None else state.previous
+        read_keys, read_values = self.attention.keys_values(self.memory.emit(self.memory.read(context, previous), x))
+        read_keys = apply_rotary(read_keys, *angles)
+        phases = tuple(s % self.segment for s in place.seen)
+        cached = 0
+        if state is not None and any(phases):
+            cached = state.tokens.keys.shape[1]
+            keys, values = _behind(state.tokens, keys, values)
+            read_keys, read_values = _behind(state.reads, read_keys, read_values)
+        y = segment_attention(
+            queries, keys, values, read_keys, read_values,
+            start=first_columns(phases, cached, x.device), persistent=self._always(plain, previous),
+        )  # fmt: skip
+        y = self.attention.out(y.flatten(2))
+        memory = None if state is None else state.memory
+        read, memory = self.memory.advance(self.write_norm(y), memory, place.lengths, store)
+        y = self.attention_norm(y) * torch.sigmoid(self.memory_norm(read))
+
+        inside = Place(phases, place.tokens, place.lengths)
+        closing = [n == self.segment for n in inside.after]
+        previous = _advance_previous(previous, memory.memory, closing)
+        keep = Place(tuple(0 if c else p for p, c in zip(phases, closing, strict=True)), place.tokens, place.lengths)
+        open_width = max((n for n, c in zip(inside.after, closing, strict=True) if not c), default=0)
+        tokens, reads = (
+            _last(k, v, cached, keep, open_width) for k, v in ((keys, values), (read_keys, read_values))
+        )
+        return y, MACState(memory, previous, None, tokens, reads)
+
+    def _always(self, plain: Tensor, previous: MemoryState | None) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Keys and values that every token of the segment sees: P, and the reads with learned queries."""
+        tokens = []
+        if self.persistent.n_tokens:
+            tokens.append(self.persistent.P.unsqueeze(0))
+        if self.summary is not None:
+            summary = self.summary.P.expand(plain.shape[0], -1, -1)
+            queries = self.memory.normalise(self.context_query(summary))
+            tokens.append(self.memory.emit(self.memory.read(queries, previous), summary))
+        if not tokens:
+            return None
+        rows = max(t.shape[0] for t in tokens)
+        return plain, *self.attention.keys_values(torch.cat([t.expand(rows, -1, -1) for t in tokens], 1))
+
+
+def _behind(cache: AttentionCache, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.cat((cache.keys.to(keys.dtype), keys), 1), torch.cat((cache.values.to(values.dtype), values), 1)
+
+
+def _last(keys: Tensor, values: Tensor, cached: int, place: Place, width: int) -> AttentionCache:
+    start = [cached + n - width for n in place.counts]
+    return AttentionCache(columns(keys, start, width), columns(values, start, width))
+
+
+def _advance_previous(previous: MemoryState | None, now: MemoryState, closing: list[bool]) -> MemoryState:
+    """The memory of the last segment's end: as it stands now for the rows whose segment just closed."""
+    bare = MemoryState(now.weights, (), None, now.count, now.chunk_size)
+    if all(closing):
+        return bare
+    if previous is None:
+        return bare.reset([i for i, closes in enumerate(closing) if not closes])
+    if not any(closing):
+        return previous
+    rows = torch.tensor(closing, device=now.weights[0].device)
+    weights = tuple(
+        torch.where(rows.view((-1,) + (1,) * (new.dim() - 1)), new, old)
+        for new, old in zip(bare.weights, previous.weights, strict=True)
+    )
+    count = tuple(n if c else p for n, p, c in zip(bare.count, previous.count, closing, strict=True))
+    return replace(bare, weights=weights, count=count)
+
+
+def _join(outputs: list[tuple[Tensor, list[int], list[int]]], like: Tensor) -> Tensor:
+    """Segment outputs (values, first column per row, real columns per row) put back at their columns."""
+    if all(len(set(start)) == 1 and len(set(counts)) == 1 for _, start, counts in outputs):
+        joined = torch.cat([y for y, _, _ in outputs], 1)
+        return F.pad(joined, (0, 0, 0, like.shape[1] - joined.shape[1]))
+    index = torch.zeros(like.shape[:2], dtype=torch.long)
+    offset = 0
+    for y, start, counts in outputs:
+        for row, (first, count) in enumerate(zip(start, counts, strict=True)):
+            index[row, first : first + count] = offset + torch.arange(count)
+        offset += y.shape[1]
+    rows = torch.arange(like.shape[0], device=like.device).unsqueeze(1)
+    return torch.cat([y for y, _, _ in outputs], 1)[rows, index.to(like.device)]
+
+
+class AttentionMixer(nn.Module):
+    """The baselines: full causal attention, or a sliding window."""
+
+    def __init__(self, config: TitansConfig):
+        super().__init__()
+        window = config.window if config.variant == "swa" else None
+        self.attention = Attention(config.d_model, config.attention_heads, window, config.rope_base)
+
+    def forward(
+        self, x: Tensor, state: AttentionCache | None, place: Place, store: Tensor | None
+    ) -> tuple[Tensor, AttentionCache]:
+        return self.attention(x, state, place)
+
+
+MIXERS: dict[str, type[nn.Module]] = {
+    "LMM": LMMMixer,
+    "MAC": MACMixer,
+    "MAG": MAGMixer,
+    "MAL": MALMixer,
+    "transformer": AttentionMixer,
+    "swa": AttentionMixer,
+}
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), then x + feed-forward(norm(x))."""
+
+    def __init__(self, config: TitansConfig):
+        super().__init__()
+        self.mixer_norm = nn.RMSNorm(config.d_model)
+        self.mixer = MIXERS[config.variant](config)
+        self.ffn_norm = nn.RMSNorm(config.d_model)
+        self.ffn = FeedForward(config.d_model, config.ffn_mult)
+
+    def forward(
+        self, x: Tensor, state: State | None, place: Place, store: Tensor | None
+    ) -> tuple[Tensor, State]:
+        mixed, state = self.mixer(self.mixer_norm(x), state, place, store)
+        x = x + mixed
+        return x + self.ffn(self.ffn_norm(x)), state

@@ -1,0 +1,177 @@
+"""``TitansConfig``: everything a model is built from, validated, with the papers' sizes as presets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from titans.memory import default_heads
+from titans.miras import MirasConfig
+from titans.miras.config import resolve_miras
+
+Variant = Literal["LMM", "MAC", "MAG", "MAL", "transformer", "swa"]
+
+# Widths and heads follow MIRAS App. C; the layers are fitted so that each variant has the named size (within 5 %) at
+# 32,000 tokens of vocabulary with tied embeddings.
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"d_model": 384, "n_heads": 6, "mem_heads": 6},
+    "small": {"d_model": 768, "n_heads": 16, "mem_heads": 16},
+    "medium": {"d_model": 1024, "n_heads": 16, "mem_heads": 16},
+    "base400": {"d_model": 1024, "n_heads": 16, "mem_heads": 16},
+    "large": {"d_model": 1536, "n_heads": 16, "mem_heads": 16},
+}
+PRESET_LAYERS: dict[str, dict[Variant, int]] = {}
+
+
+class TitansConfig(BaseModel):
+    """Configuration of a language model.
+
+    Attributes:
+        variant: LMM, MAC, MAG, MAL (Titans §4), or the baselines of the same block design "transformer" (full
+            attention) and "swa" (sliding window).
+        vocab_size: number of token ids.
+        d_model: width.
+        n_layers: number of blocks.
+        n_heads: attention heads; default the largest that leaves heads at least 64 wide.
+        mem_heads: memory heads; default as n_heads' default.
+        mem_layers: depth of the memory network, 1 for the matrix memory; default as ``miras`` says.
+        d_hidden: total hidden width of the memory networks; default 4·d_model.
+        n_persistent: persistent tokens per layer.
+        n_memory_tokens: MAC: additional memory reads with learned queries per segment.
+        ffn_mult: width of the feed-forward, as a multiple of d_model in its two-matrix equivalent.
+        chunk_size: the memory's update unit; gradients are taken at its start.
+        segment_len: MAC's attention block, a multiple of chunk_size; default chunk_size.
+        window: reach of sliding-window attention (MAG, MAL, swa).
+        use_momentum: default as ``miras`` says.
+        use_decay: forgetting gate on (default) or off.
+        miras: the four MIRAS choices; default ``MirasConfig.steady()``.
+        theta_max: cap of the memory's step size; default 1 / head width.
+        conv_kernel: kernel of the memory's convolutions; 0 for none.
+        qkv_activation: "none" or "silu" in the memory's projections.
+        rope_base: base of the rotary angles.
+        tie_embeddings: share the input embedding with the output projection.
+        gradient_checkpointing: recompute each block in the backward pass.
+        max_seq_len: training length of the data; never a limit of the model.
+        lr: peak learning rate that training takes unless told otherwise.
+    """
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+    variant: Variant = "MAC"
+    vocab_size: int = Field(default=32_000, ge=1)
+    d_model: int = Field(default=512, ge=1)
+    n_layers: int = Field(default=12, ge=1)
+    n_heads: int | None = Field(default=None, ge=1)
+    mem_heads: int | None = Field(default=None, ge=1)
+    mem_layers: int | None = Field(default=None, ge=1)
+    d_hidden: int | None = Field(default=None, ge=1)
+    n_persistent: int = Field(default=16, ge=0)
+    n_memory_tokens: int = Field(default=0, ge=0)
+    ffn_mult: float = Field(default=4, gt=0)
+    chunk_size: int = Field(default=128, ge=1)
+    segment_len: int | None = Field(default=None, ge=1)
+    window: int = Field(default=512, ge=1)
+    use_momentum: bool | None = None
+    use_decay: bool | None = None
+    miras: MirasConfig | None = None
+    theta_max: float | None = Field(default=None, gt=0)
+    conv_kernel: int = Field(default=4, ge=0)
+    qkv_activation: Literal["none", "silu"] = "none"
+    rope_base: float = Field(default=10_000.0, gt=0)
+    tie_embeddings: bool = True
+    gradient_checkpointing: bool = False
+    max_seq_len: int = Field(default=4096, ge=1)
+    lr: float = Field(default=4e-4, gt=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> TitansConfig:
+        if self.d_model % self.attention_heads:
+            raise ValueError(f"n_heads must divide d_model = {self.d_model}, got {self.attention_heads}")
+        if self.d_model % self.memory_heads:
+            raise ValueError(f"mem_heads must divide d_model = {self.d_model}, got {self.memory_heads}")
+        if self.variant == "MAC" and self.segment % self.chunk_size:
+            raise ValueError(f"chunk_size must divide segment_len = {self.segment}, got {self.chunk_size}")
+        _ = self.rule
+        return self
+
+    @property
+    def attention_heads(self) -> int:
+        return self.n_heads or default_heads(self.d_model)
+
+    @property
+    def memory_heads(self) -> int:
+        return self.mem_heads or default_heads(self.d_model)
+
+    @property
+    def segment(self) -> int:
+        return self.segment_len or self.chunk_size
+
+    @property
+    def rule(self) -> MirasConfig:
+        """The memory rule with the shorthands applied."""
+        return resolve_miras(
+            self.miras, self.mem_layers, self.d_hidden, self.use_momentum, self.d_model, self.memory_heads
+        )
+
+    @classmethod
+    def preset(cls, size: str, variant: Variant = "MAC", **changes: Any) -> TitansConfig:
+        """The preset ``size`` ("tiny" … "large") of ``variant``, with fields changed by name."""
+        if size not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {size!r}")
+        if variant not in PRESET_LAYERS[size]:
+            raise ValueError(f"variant must be one of {', '.join(PRESET_LAYERS[size])}, got {variant!r}")
+        fields = {**PRESETS[size], "n_layers": PRESET_LAYERS[size][variant], "variant": variant}
+        return cls(**{**fields, **changes})
+
+    @classmethod
+    def tiny(cls, variant: Variant = "MAC", **changes: Any) -> TitansConfig:
+        """About 30 M parameters."""
+        return cls.preset("tiny", variant, **changes)
+
+    @classmethod
+    def small(cls, variant: Variant = "MAC", **changes: Any) -> TitansConfig:
+        """About 170 M parameters."""
+        return cls.preset("small", variant, **changes)
+
+    @classmethod
+    def medium(cls, variant: Variant = "MAC", **changes: Any) -> TitansConfig:
+        """About 340 M parameters."""
+        return cls.preset("medium", variant, **changes)
+
+    @classmethod
+    def base400(cls, variant: Variant = "MAC", **changes: Any) -> TitansConfig:
+        """About 400 M parameters."""
+        return cls.preset("base400", variant, **changes)
+
+    @classmethod
+    def large(cls, variant: Variant = "MAC", **changes: Any) -> TitansConfig:
+        """About 760 M parameters."""
+        return cls.preset("large", variant, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON would hold them."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TitansConfig:
+        return cls.model_validate(values)
+
+    def to_json(self, path: str | Path) -> None:
+        """Write the configuration as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> TitansConfig:
+        return cls.from_dict(json.loads(Path(path).read_text()))
+
+    def to_yaml(self, path: str | Path) -> None:
+        """Write the configuration as YAML."""
+        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> TitansConfig:
+        return cls.from_dict(yaml.safe_load(Path(path).read_text()))

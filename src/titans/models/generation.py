@@ -1,0 +1,154 @@
+"""Sampling: every step costs the same time and memory, whatever has been read before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal, overload
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from titans.models.language_model import TitansModel
+    from titans.models.state import ModelState
+
+
+class GenerationMixin:
+    """``generate`` and ``stream`` for a model whose call takes and returns a state."""
+
+    @overload
+    def generate(self, prompt: Tensor, max_new_tokens: int = ..., temperature: float = ..., top_k: int | None = ...,
+                 top_p: float | None = ..., eos_token_id: int | None = ..., state: ModelState | None = ...,
+                 attention_mask: Tensor | None = ..., generator: torch.Generator | None = ...,
+                 return_state: Literal[False] = ...) -> Tensor: ...  # fmt: skip
+
+    @overload
+    def generate(self, prompt: Tensor, max_new_tokens: int = ..., temperature: float = ..., top_k: int | None = ...,
+                 top_p: float | None = ..., eos_token_id: int | None = ..., state: ModelState | None = ...,
+                 attention_mask: Tensor | None = ..., generator: torch.Generator | None = ...,
+                 *, return_state: Literal[True]) -> tuple[Tensor, ModelState]: ...  # fmt: skip
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt: Tensor,
+        max_new_tokens: int = 50,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        eos_token_id: int | None = None,
+        state: ModelState | None = None,
+        attention_mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        return_state: bool = False,
+    ) -> Tensor | tuple[Tensor, ModelState]:
+        """Continue a prompt.
+
+        Args:
+            prompt: int64 [B, T], T ≥ 1.
+            max_new_tokens: at most so many new tokens per row, ≥ 0.
+            temperature: > 0; 0 takes the most likely token.
+            top_k: sample among the k most likely tokens only.
+            top_p: sample among the smallest set of tokens that holds this probability, in (0, 1].
+            eos_token_id: a row that has produced it is finished; it is filled up with it.
+            state: what has been read before the prompt.
+            attention_mask: [B, T], 0 for padding.
+            generator: source of randomness, on the model's device.
+            return_state: also return the state after every token of the result but the last one sampled.
+
+        Returns:
+            [B, T + new], and the state if asked for.
+        """
+        steps = _Steps(self, prompt, temperature, top_k, top_p, eos_token_id, state, attention_mask, generator)  # type: ignore[arg-type]
+        new = list(steps.take(max_new_tokens))
+        out = torch.cat((prompt, *(token.unsqueeze(1) for token in new)), 1)
+        return (out, steps.state) if return_state else out
+
+    @torch.no_grad()
+    def stream(
+        self,
+        prompt: Tensor,
+        max_new_tokens: int = 50,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        eos_token_id: int | None = None,
+        state: ModelState | None = None,
+        attention_mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Tensor]:
+        """Yield the tokens of ``generate`` one by one, int64 [B] each."""
+        steps = _Steps(self, prompt, temperature, top_k, top_p, eos_token_id, state, attention_mask, generator)  # type: ignore[arg-type]
+        yield from steps.take(max_new_tokens)
+
+
+class _Steps:
+    """One run of sampling: checks its arguments, reads the prompt, then yields tokens."""
+
+    def __init__(
+        self,
+        model: TitansModel,
+        prompt: Tensor,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        eos_token_id: int | None,
+        state: ModelState | None,
+        attention_mask: Tensor | None,
+        generator: torch.Generator | None,
+    ):
+        if temperature < 0:
+            raise ValueError(f"temperature must be at least 0, got {temperature}")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {top_k}")
+        if top_p is not None and not 0 < top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
+        if attention_mask is not None and not bool(attention_mask.bool().any(1).all()):
+            raise ValueError("attention_mask leaves a row of the prompt without tokens")
+        self.model, self.temperature, self.top_k, self.top_p = model, temperature, top_k, top_p
+        self.eos_token_id, self.generator = eos_token_id, generator
+        # The last real token of each row, wherever its padding is.
+        last = None
+        if attention_mask is not None:
+            columns = torch.arange(prompt.shape[1], device=prompt.device)
+            last = (columns * attention_mask.bool()).argmax(1)
+        out = model(prompt, state=state, attention_mask=attention_mask, logits_to_keep=0 if last is not None else 1)
+        self.logits = out.logits[:, -1] if last is None else out.logits[torch.arange(len(last)), last]
+        self.state: ModelState = out.state
+
+    def take(self, count: int) -> Iterator[Tensor]:
+        if count < 0:
+            raise ValueError(f"max_new_tokens must be at least 0, got {count}")
+        running = torch.ones(self.logits.shape[0], dtype=torch.bool, device=self.logits.device)
+        for step in range(count):
+            token = sample(self.logits, self.temperature, self.top_k, self.top_p, self.generator)
+            if self.eos_token_id is not None:
+                token = torch.where(running, token, self.eos_token_id)
+            yield token
+            if self.eos_token_id is not None:
+                running = running & (token != self.eos_token_id)
+                if not bool(running.any()):
+                    return
+            if step + 1 < count:
+                mask = None if self.eos_token_id is None else running.unsqueeze(1)
+                out = self.model(token.unsqueeze(1), state=self.state, attention_mask=mask)
+                self.logits, self.state = out.logits[:, -1], out.state
+
+
+def sample(
+    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
+) -> Tensor:
+    """Draw one token per row from logits [B, V]."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.float() / temperature
+    if top_k is not None and top_k < logits.shape[-1]:
+        least = logits.topk(top_k, -1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, float("-inf"))
+    if top_p is not None and top_p < 1:
+        ordered, order = logits.sort(-1, descending=True)
+        chances = ordered.softmax(-1)
+        # A token stays while the ones before it hold less than top_p, so the most likely one always does.
+        drop = chances.cumsum(-1) - chances >= top_p
+        logits = logits.masked_fill(drop.gather(-1, order.argsort(-1)), float("-inf"))
+    return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)

@@ -1,0 +1,332 @@
+"""The models' laws: exact streaming, causality, independence, padding, bounded state, errors."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from helpers import assert_close
+
+from titans import MirasConfig, TitansConfig, TitansMAC, build_model, count_parameters, load_model
+from titans.models import ModelState
+
+VARIANTS = ["LMM", "MAC", "MAG", "MAL"]
+ALL = [*VARIANTS, "transformer", "swa"]
+VOCAB = 11
+
+
+def small(variant, **changes):
+    torch.manual_seed(0)
+    fields = {
+        "variant": variant, "vocab_size": VOCAB, "d_model": 12, "n_layers": 2, "n_heads": 2, "mem_heads": 2,
+        "d_hidden": 16, "n_persistent": 3, "chunk_size": 4, "segment_len": 8, "window": 5,
+    }  # fmt: skip
+    model = build_model(TitansConfig(**{**fields, **changes})).double()
+    # Trained models have large memories; the initial output projections would hide their part.
+    for name, p in model.named_parameters():
+        if p.dim() == 2 and "gates" not in name:
+            torch.nn.init.normal_(p, std=p.shape[-1] ** -0.5)
+    return model
+
+
+def ids(batch=2, tokens=21, seed=1):
+    return torch.randint(VOCAB, (batch, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def tensors(state):
+    found = []
+    state.map(lambda x: found.append(x) or x)
+    return found
+
+
+@pytest.mark.parametrize("variant", ALL)
+@pytest.mark.parametrize("cuts", [tuple(range(1, 21)), (8, 16), (3, 10, 11)])
+def test_any_split_equals_the_whole(variant, cuts):
+    model, x = small(variant), ids()
+    whole = model(x)
+    pieces, state = [], None
+    for start, stop in itertools.pairwise((0, *cuts, 21)):
+        out = model(x[:, start:stop], state=state)
+        pieces.append(out.logits)
+        state = out.state
+    assert_close(torch.cat(pieces, 1), whole.logits, "logits")
+    for a, b in zip(tensors(state), tensors(whole.state), strict=True):
+        assert_close(a, b, "state")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("changes", [{"miras": MirasConfig.titans(), "n_persistent": 0, "d_hidden": None}, {"conv_kernel": 0, "use_decay": False},
+                                     {"n_memory_tokens": 2, "use_momentum": False, "mem_layers": 1, "d_hidden": None}])  # fmt: skip
+def test_settings_stream_exactly(variant, changes):
+    model, x = small(variant, **changes), ids()
+    whole = model(x).logits
+    first = model(x[:, :7])
+    second = model(x[:, 7:], state=first.state)
+    assert_close(torch.cat((first.logits, second.logits), 1), whole, "logits")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_flow_through_a_carried_state_exactly(variant):
+    model, x = small(variant), ids(tokens=13)
+    model(x, labels=x).loss.backward()
+    expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    first = model(x[:, :6])
+    second = model(x[:, 6:], state=first.state)
+    logits = torch.cat((first.logits, second.logits), 1)
+    torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), x[:, 1:].flatten()).backward()
+    for name, parameter in model.named_parameters():
+        if name in expected:
+            assert_close(parameter.grad, expected[name], f"gradient of {name}")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_parameter_but_none_is_reached_by_the_loss(variant):
+    model, x = small(variant), ids()
+    model(x, labels=x).loss.backward()
+    unused = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert unused == []
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_a_token_changes_no_earlier_output_and_no_other_sample(variant):
+    model, x = small(variant), ids()
+    before = model(x).logits
+    for position in (0, 7, 8, 13, 20):
+        changed = x.clone()
+        changed[0, position] = (changed[0, position] + 1) % VOCAB
+        after = model(changed).logits
+        assert torch.equal(after[1], before[1])
+        assert torch.equal(after[0, :position], before[0, :position])
+        assert not torch.equal(after[0, position], before[0, position])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_first_token_reaches_the_last_output_beyond_every_window(variant):
+    model, x = small(variant), ids(tokens=60)
+    changed = x.clone()
+    changed[0, 0] = (changed[0, 0] + 1) % VOCAB
+    assert (model(changed).logits[0, -1] - model(x).logits[0, -1]).abs().max() > 1e-9
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_left_padded_rows_equal_their_unpadded_selves(variant):
+    model, x = small(variant), ids(tokens=19)
+    mask = torch.ones(2, 19, dtype=torch.long)
+    mask[0, :6] = 0
+    out = model(x, attention_mask=mask)
+    assert out.state.seen == (13, 19)
+    alone = model(x[:1, 6:])
+    assert_close(out.logits[:1, 6:], alone.logits, "padded row")
+    assert_close(out.logits[1:], model(x[1:]).logits, "full row")
+    assert out.logits[0, :6].abs().max() == 0
+    # Both go on, from different phases.
+    y = ids(tokens=7, seed=2)
+    following = model(y, state=out.state).logits
+    assert_close(following[:1], model(y[:1], state=alone.state).logits, "padded row, continued")
+    assert_close(following[1:], model(y[1:], state=out.state.select([1])).logits, "selected row")
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_padding_inside_and_behind_changes_nothing(variant):
+    model, x = small(variant), ids(tokens=19)
+    mask = torch.rand(2, 19, generator=torch.Generator().manual_seed(4)) > 0.4
+    out = model(x, attention_mask=mask)
+    more = model(x, attention_mask=mask.flip(1), state=out.state)
+    for row in range(2):
+        alone = model(x[row : row + 1, mask[row]])
+        assert_close(out.logits[row, mask[row]], alone.logits[0], f"row {row}")
+        again = model(x[row : row + 1, mask.flip(1)[row]], state=alone.state)
+        assert_close(more.logits[row, mask.flip(1)[row]], again.logits[0], f"row {row}, continued")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_reset_row_equals_a_new_stream(variant):
+    model, x, y = small(variant), ids(tokens=10), ids(tokens=11, seed=5)
+    state = model(x).state
+    out = model(y, state=state.reset([1]))
+    assert out.state.seen == (21, 11)
+    assert_close(out.logits[1:], model(y[1:]).logits, "reset row")
+    assert_close(out.logits[:1], model(y[:1], state=state.select([0])).logits, "other row")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_fully_masked_fresh_row_starts_later(variant):
+    model, x = small(variant), ids(tokens=6)
+    mask = torch.tensor([[0] * 6, [1] * 6])
+    out = model(x, attention_mask=mask)
+    later = model(x, state=out.state)
+    assert_close(later.logits[:1], model(x[:1]).logits, "late row")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_state_size_does_not_depend_on_the_context(variant):
+    model = small(variant)
+    sizes = []
+    for tokens in (41, 81, 161):
+        with torch.no_grad():
+            sizes.append(model(ids(tokens=tokens)).state.nbytes)
+    assert len(set(sizes)) == 1
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_store_mask_switches_writes_off_but_not_reads(variant):
+    model, x = small(variant), ids(tokens=17)
+    store = torch.ones(2, 17)
+    store[:, 5:] = 0
+    written, unwritten = model(x), model(x, store_mask=store)
+    assert_close(unwritten.logits[:, :5], written.logits[:, :5], "before")
+    assert (unwritten.logits[:, -1] - written.logits[:, -1]).abs().max() > 1e-6
+    first = model(x[:, :5])
+    second = model(x[:, 5:], state=first.state, store_mask=store[:, 5:])
+    assert_close(second.logits, unwritten.logits[:, 5:], "streamed")
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_greedy_generation_equals_full_forward_and_padding_changes_nothing(variant):
+    model, x = small(variant), ids(tokens=9)
+    out = model.generate(x, max_new_tokens=6, temperature=0)
+    for step in range(6):
+        assert torch.equal(model(out[:, : 9 + step]).logits[:, -1].argmax(-1), out[:, 9 + step])
+    mask = torch.ones(2, 9)
+    mask[0, :4] = 0
+    padded = model.generate(x, max_new_tokens=6, temperature=0, attention_mask=mask)
+    assert torch.equal(padded[0, 9:], model.generate(x[:1, 4:], max_new_tokens=6, temperature=0)[0, 5:])
+    assert torch.equal(padded[1], out[1])
+    streamed = torch.stack(list(model.stream(x, max_new_tokens=6, temperature=0)), 1)
+    assert torch.equal(streamed, out[:, 9:])
+
+
+def test_generation_stops_at_the_end_token_and_is_seeded():
+    model, x = small("MAC"), ids()
+    draws = [model.generate(x, 30, top_k=5, generator=torch.Generator().manual_seed(3)) for _ in range(2)]
+    assert torch.equal(*draws)
+    end = int(draws[0][0, 23])
+    out = model.generate(x, 30, top_k=5, eos_token_id=end, generator=torch.Generator().manual_seed(3))
+    for row in out[:, 21:].tolist():
+        if end in row:
+            assert set(row[row.index(end) :]) == {end}
+    full, state = model.generate(x, 4, temperature=0, return_state=True)
+    assert state.seen == (24, 24)
+    assert torch.equal(model.generate(full[:, -1:], 1, temperature=0, state=state)[:, -1:], model.generate(x, 5, temperature=0)[:, -1:])
+
+
+def test_loss_is_the_shifted_mean_and_output_is_a_mapping():
+    model, x = small("LMM"), ids()
+    labels = x.clone()
+    labels[:, :4] = -100
+    out = model(x, labels=labels)
+    expected = torch.nn.functional.cross_entropy(out.logits[:, 3:-1].flatten(0, 1), x[:, 4:].flatten())
+    assert_close(out.loss, expected, "loss")
+    assert out["loss"] is out.loss and set(out) == {"loss", "logits", "state"}
+    assert "loss" not in model(x) and model(x).loss is None
+    assert model(x[:, :1], labels=x[:, :1]).loss == 0
+    assert model(x, logits_to_keep=2).logits.shape == (2, 2, VOCAB)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_state_file_goes_on_exactly_and_foreign_states_are_refused(variant, tmp_path):
+    model, x = small(variant), ids(tokens=10)
+    out = model(x)
+    out.state.save(tmp_path / "memory.safetensors")
+    loaded = ModelState.load(tmp_path / "memory.safetensors")
+    assert torch.equal(model(x, state=loaded).logits, model(x, state=out.state).logits)
+    other = small(variant, chunk_size=8)
+    with pytest.raises(ValueError, match="another configuration"):
+        other(x, state=loaded)
+    with torch.no_grad():
+        model.norm.weight += 1
+    with pytest.raises(ValueError, match="other weights"):
+        model(x, state=loaded)
+    (tmp_path / "broken").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="not a readable"):
+        ModelState.load(tmp_path / "broken")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        ModelState.load(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_save_and_load(variant, tmp_path):
+    model, x = small(variant).float(), ids()
+    model.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    assert type(loaded) is type(model) and loaded.config == model.config
+    assert torch.equal(loaded(x).logits, model(x).logits)
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        load_model(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradient_checkpointing_changes_nothing(variant):
+    x, grads = ids(), []
+    for flag in (False, True):
+        model = small(variant, gradient_checkpointing=flag).train()
+        model(x, labels=x).loss.backward()
+        grads.append([p.grad for p in model.parameters()])
+    for a, b in zip(*grads, strict=True):
+        assert_close(a, b, "gradient")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bfloat16_autocast_runs_and_keeps_the_memory_in_float32(variant):
+    model, x = small(variant).float(), ids()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(x, labels=x)
+    out.loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    assert math.isfinite(out.loss.item())
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda m: m(torch.full((1, 3), VOCAB)), rf"input_ids must lie in 0\.\.{VOCAB - 1}, got {VOCAB}"),
+        (lambda m: m(torch.zeros(1, 0, dtype=torch.long)), "non-empty"),
+        (lambda m: m(torch.zeros(1, 3)), "input_ids must be integers"),
+        (lambda m: m(ids(), labels=ids(tokens=3)), "labels must have"),
+        (lambda m: m(ids(), attention_mask=torch.ones(2, 3)), "attention_mask must have"),
+        (lambda m: m(ids(), state="x"), "state must be a ModelState"),
+        (lambda m: m(ids(batch=3), state=m(ids()).state), "state has 2 rows, input_ids has 3"),
+        (lambda m: m.generate(ids(), top_p=0), "top_p must lie"),
+        (lambda m: m.generate(ids(), max_new_tokens=-1), "max_new_tokens must be"),
+    ],
+)
+def test_errors_name_the_field(call, named):
+    with pytest.raises(ValueError, match=named):
+        call(small("MAC"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"d_modell": 3}, "d_modell"),
+        ({"variant": "MAX"}, "variant"),
+        ({"n_heads": 5}, "n_heads must divide d_model = 12, got 5"),
+        ({"segment_len": 6}, "chunk_size must divide segment_len = 6, got 4"),
+        ({"mem_layers": 3, "miras": MirasConfig.steady()}, "mem_layers = 3 contradicts miras"),
+        ({"use_momentum": False, "miras": MirasConfig.titans()}, "use_momentum = False contradicts"),
+        ({"d_hidden": 7}, "d_hidden must be a multiple"),
+    ],
+)
+def test_wrong_configurations_are_refused(fields, named):
+    base = {"d_model": 12, "n_heads": 2, "mem_heads": 2, "chunk_size": 4}
+    with pytest.raises(ValueError, match=named):
+        TitansConfig(**{**base, **fields})
+
+
+def test_config_survives_json_and_yaml(tmp_path):
+    config = TitansConfig(variant="MAG", miras=MirasConfig.titans(), mem_layers=2)
+    config.to_json(tmp_path / "c.json")
+    config.to_yaml(tmp_path / "c.yaml")
+    assert TitansConfig.from_json(tmp_path / "c.json") == config == TitansConfig.from_yaml(tmp_path / "c.yaml")
+    config.vocab_size = 5
+    with pytest.raises(ValueError, match="vocab_size"):
+        config.vocab_size = 0
+
+
+def test_constructors_build_a_config():
+    model = TitansMAC(VOCAB, d_model=16, n_layers=1, mem_layers=1, chunk_size=8, n_persistent=0, use_momentum=True)
+    assert model.config.rule.architecture.name == "matrix" and model.config.segment == 8
+    assert count_parameters(model) == sum(p.numel() for p in model.parameters())
