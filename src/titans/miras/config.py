@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny
 
-from titans.miras.algorithm import Algorithm, Momentum
+from titans.miras.algorithm import Algorithm, GradientDescent, Momentum
 from titans.miras.bias import L2, Bias
-from titans.miras.networks import MLP, Network
+from titans.miras.networks import MLP, GatedMLP, Matrix, Network
 from titans.miras.retention import Retention, SphereRetention, WeightDecay
 
 
@@ -35,3 +35,50 @@ class MirasConfig(BaseModel):
     def titans(cls, architecture: Network | None = None) -> MirasConfig:
         """The rule of Titans Eqs. 8-14, verbatim; ``architecture`` overrides the network, which the paper leaves open."""
         return cls(architecture=architecture or MLP(), retention=WeightDecay())
+
+
+def resolve_miras(
+    miras: MirasConfig | None,
+    mem_layers: int | None,
+    d_hidden: int | None,
+    use_momentum: bool | None,
+    d_model: int,
+    heads: int,
+) -> MirasConfig:
+    """Apply the shorthands of layers and models to ``miras``.
+
+    Without ``miras`` each shorthand changes that part of ``steady``; against a given ``miras`` that says otherwise it
+    is an error.
+
+    Raises:
+        ValueError: a shorthand that contradicts ``miras``, or a width that does not divide.
+    """
+    given, miras = miras is not None, miras or MirasConfig.steady()
+    network, algorithm = miras.architecture, miras.algorithm
+    if mem_layers is not None and mem_layers != depth(network):
+        if given:
+            raise ValueError(f"mem_layers = {mem_layers} contradicts miras, whose {network.name} has {depth(network)}")
+        if mem_layers < 1:
+            raise ValueError(f"mem_layers must be at least 1, got {mem_layers}")
+        network = Matrix() if mem_layers == 1 else MLP(depth=mem_layers)
+    if d_hidden is not None:
+        if d_hidden < heads or d_hidden % heads:
+            raise ValueError(f"d_hidden must be a multiple of the {heads} memory heads, got {d_hidden}")
+        if not isinstance(network, MLP | GatedMLP):
+            raise ValueError(f"d_hidden = {d_hidden} needs a memory with a hidden layer, not {network.name!r}")
+        expansion = d_hidden / d_model
+        if given and round(network.expansion * d_model / heads) * heads != d_hidden:
+            raise ValueError(f"d_hidden = {d_hidden} contradicts miras, whose expansion is {network.expansion}")
+        network = network.model_copy(update={"expansion": expansion})
+    if use_momentum is not None and use_momentum != algorithm.momentum:
+        if given:
+            raise ValueError(f"use_momentum = {use_momentum} contradicts miras, whose algorithm is {algorithm.name!r}")
+        algorithm = Momentum() if use_momentum else GradientDescent()
+    return miras.model_copy(update={"architecture": network, "algorithm": algorithm})
+
+
+def depth(network: Network) -> int:
+    """Maps on the longest path through a memory network."""
+    if isinstance(network, MLP):
+        return network.depth
+    return 2 if isinstance(network, GatedMLP) else 1

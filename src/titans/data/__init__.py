@@ -1,0 +1,28 @@
+"""Tokenizers, corpora, windows and synthetic tasks."""
+
+from titans.data.corpora import load_documents
+from titans.data.synthetic import iid_batch, mqar_accuracy, mqar_batch
+from titans.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer, Tokenizer, load_tokenizer
+from titans.data.windows import (
+    EvaluationWindows,
+    TokenDocuments,
+    WindowDataset,
+    bits_per_byte,
+    evaluation_windows,
+)
+
+__all__ = [
+    "ByteTokenizer",
+    "EvaluationWindows",
+    "HuggingFaceTokenizer",
+    "TokenDocuments",
+    "Tokenizer",
+    "WindowDataset",
+    "bits_per_byte",
+    "evaluation_windows",
+    "iid_batch",
+    "load_documents",
+    "load_tokenizer",
+    "mqar_accuracy",
+    "mqar_batch",
+]

@@ -1,0 +1,203 @@
+"""Corpora as lists of documents: Python's standard library by default, local files, and two published sets.
+
+Every source has a train and a validation split that never share a document and are the same on every run.
+"""
+
+import hashlib
+import json
+import re
+import sysconfig
+from pathlib import Path
+
+from titans.data.published import enwik8_documents, wikitext103_documents
+
+SPLITS = ("train", "validation", "test")
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+STDLIB_SHARE = 0.08  # of the files; 6 to 7 % of the bytes on Python 3.10 to 3.13
+LOCAL_SHARE = 0.05
+
+_STDLIB_SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+_SPLIT_WORDS = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+}
+
+
+def load_documents(
+    source: str | Path = "stdlib",
+    split: str = "train",
+    *,
+    text_field: str = "text",
+    data_dir: str | Path | None = None,
+) -> list[str]:
+    """The documents of one split of a corpus, in a fixed order.
+
+    Args:
+        source: ``"stdlib"`` (default: the source files of Python's own standard library, read where Python keeps
+            them), ``"enwik8"``, ``"wikitext-103"``, or the path of a ``.txt`` file (one document), a ``.jsonl`` or
+            ``.parquet`` file (one document a row) or a folder of such files. A folder whose files or sub-folders are
+            named after their split (``train`` and ``validation``, ``valid`` or ``val``, perhaps ``test``) keeps these
+            splits. All else is split here: 5 % of the documents, chosen by their hash, or the last 5 % of a single
+            document are validation.
+        split: ``"train"``, ``"validation"``, or ``"test"`` where the corpus has one.
+        text_field: the key or column that holds the text of a ``.jsonl`` or ``.parquet`` row.
+        data_dir: folder of the published corpora; default: the environment variable ``TITANS_DATA``, else
+            ``~/.cache/titans``.
+
+    Raises:
+        ValueError: an argument or a file's content is wrong; the message names it.
+        FileNotFoundError: the corpus is not on this machine; the message says which file to put where.
+        ImportError: a ``.parquet`` file is asked for and pyarrow is not installed.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split: {split!r} is none of {', '.join(SPLITS)}")
+    if source == "stdlib":
+        return _stdlib_documents(split)
+    if source == "enwik8":
+        return enwik8_documents(split, data_dir)
+    if source == "wikitext-103":
+        return wikitext103_documents(split, data_dir)
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"source: {str(source)!r} is neither stdlib, enwik8 or wikitext-103 nor an existing file or folder"
+        )
+    return _local_documents(path, split, text_field)
+
+
+def _stdlib_documents(split: str) -> list[str]:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    files = [(path.relative_to(root).as_posix(), path) for path in root.rglob("*.py")]
+    files = sorted((name, path) for name, path in files if _belongs_to_stdlib(name))
+    if not files:
+        raise FileNotFoundError(
+            f"source: Python's standard library has no .py files in {root}; name a text file or folder instead"
+        )
+    chosen = [path for name, path in files if _stdlib_split(name) == split]
+    if not chosen:
+        raise _no_such_split("stdlib", split)
+    texts = (path.read_text(encoding="utf-8", errors="replace") for path in chosen)
+    return [text for text in texts if text]
+
+
+def _belongs_to_stdlib(name: str) -> bool:
+    """Whether a file is library source and the same on every machine (no tests, no add-ons, no build records)."""
+    *folders, file = name.split("/")
+    generated = file.startswith("_sysconfigdata") or any(folder.startswith("config-") for folder in folders)
+    return not generated and not _STDLIB_SKIPPED.intersection(folders)
+
+
+def _stdlib_split(name: str) -> str:
+    # By the hash of the name: the same on every machine, and a file keeps its side from one Python to the next. The
+    # prefix is chosen so that validation holds typical modules, not the one 750 KB file of help texts.
+    digest = hashlib.sha256(f"standard-library/{name}".encode()).digest()
+    return "validation" if int.from_bytes(digest[:8], "big") < STDLIB_SHARE * 2**64 else "train"
+
+
+def _local_documents(path: Path, split: str, text_field: str) -> list[str]:
+    files = _files_of(path)
+    own_splits = _files_by_split(path, files) if path.is_dir() else {}
+    if own_splits:
+        if split not in own_splits:
+            raise _no_such_split(path, split)
+        return _read_files(own_splits[split], path, text_field)
+    if split == "test":
+        raise _no_such_split(path, split)
+    train, validation = _split_documents(_read_files(files, path, text_field))
+    documents = train if split == "train" else validation
+    if not documents:
+        raise ValueError(f"source: {path} is too small or too uniform to give a {split} split")
+    return documents
+
+
+def _files_of(path: Path) -> list[Path]:
+    if path.is_file():
+        if path.suffix not in SUFFIXES:
+            raise ValueError(f"source: {path} is none of {', '.join(SUFFIXES)}")
+        return [path]
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in SUFFIXES)
+    if not files:
+        raise ValueError(f"source: folder {path} holds no {', '.join(SUFFIXES)} file")
+    return files
+
+
+def _files_by_split(root: Path, files: list[Path]) -> dict[str, list[Path]]:
+    """Files grouped by the split that the words of their names tell; empty unless train and validation both occur."""
+    groups: dict[str, list[Path]] = {}
+    for file in files:
+        words = re.split(r"[^a-z]+", file.relative_to(root).with_suffix("").as_posix().lower())
+        split = next((_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS), "")
+        groups.setdefault(split, []).append(file)
+    if not {"train", "validation"} <= groups.keys():
+        return {}
+    if "" in groups:
+        raise ValueError(f"source: {groups[''][0]} names no split while other files of {root} do; move or rename it")
+    return groups
+
+
+def _split_documents(documents: list[str]) -> tuple[list[str], list[str]]:
+    """Train and validation documents; equal documents always fall on the same side."""
+    if len(documents) == 1:
+        text = documents[0]
+        cut = len(text) - round(len(text) * LOCAL_SHARE)
+        parts = [[part] if part else [] for part in (text[:cut], text[cut:])]
+        return parts[0], parts[1]
+    digests = [hashlib.sha256(text.encode("utf-8", errors="replace")).digest() for text in documents]
+    last = sorted(digests)[max(1, round(len(documents) * LOCAL_SHARE)) - 1]
+    train = [text for text, digest in zip(documents, digests) if digest > last]
+    validation = [text for text, digest in zip(documents, digests) if digest <= last]
+    return train, validation
+
+
+def _read_files(files: list[Path], source: Path, text_field: str) -> list[str]:
+    readers = {".txt": _read_text, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    documents = [text for file in files for text in readers[file.suffix](file, text_field) if text]
+    if not documents:
+        raise ValueError(f"source: {source} holds no text")
+    return documents
+
+
+def _read_text(file: Path, text_field: str) -> list[str]:
+    return [file.read_text(encoding="utf-8", errors="replace")]
+
+
+def _read_jsonl(file: Path, text_field: str) -> list[str]:
+    documents = []
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"source: {file}, line {number} is not JSON: {error}") from error
+            text = row.get(text_field) if isinstance(row, dict) else None
+            if not isinstance(text, str):
+                raise ValueError(f"text_field: {file}, line {number} has no text under {text_field!r}")
+            documents.append(text)
+    return documents
+
+
+def _read_parquet(file: Path, text_field: str) -> list[str]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ImportError(f"source: {file} needs pyarrow; pip install 'titans-miras[train]'") from None
+    try:
+        columns = pyarrow.parquet.read_schema(file).names
+        if text_field not in columns:
+            raise ValueError(f"text_field: {file} has no column {text_field!r}, only {', '.join(columns)}")
+        values = pyarrow.parquet.read_table(file, columns=[text_field]).column(text_field).to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"source: {file} is not a readable .parquet file: {error}") from error
+    if any(value is not None and not isinstance(value, str) for value in values):
+        raise ValueError(f"text_field: column {text_field!r} of {file} is not text")
+    return [value for value in values if value is not None]
+
+
+def _no_such_split(source: str | Path, split: str) -> ValueError:
+    return ValueError(f"split: {source} has no {split!r} split")

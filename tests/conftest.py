@@ -1,0 +1,15 @@
+"""Settings every test runs under: no hub, no window, one thread, the same random examples on every machine."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+# A shared two-core machine has no steady clock, so examples get no deadline.
+settings.register_profile("titans", deadline=None, derandomize=True)
+settings.load_profile("titans")
