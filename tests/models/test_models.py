@@ -210,7 +210,9 @@ def test_generation_stops_at_the_end_token_and_is_seeded():
             assert set(row[row.index(end) :]) == {end}
     full, state = model.generate(x, 4, temperature=0, return_state=True)
     assert state.seen == (24, 24)
-    assert torch.equal(model.generate(full[:, -1:], 1, temperature=0, state=state)[:, -1:], model.generate(x, 5, temperature=0)[:, -1:])
+    assert torch.equal(
+        model.generate(full[:, -1:], 1, temperature=0, state=state)[:, -1:], model.generate(x, 5, temperature=0)[:, -1:]
+    )
 
 
 def test_loss_is_the_shifted_mean_and_output_is_a_mapping():
@@ -330,3 +332,14 @@ def test_constructors_build_a_config():
     model = TitansMAC(VOCAB, d_model=16, n_layers=1, mem_layers=1, chunk_size=8, n_persistent=0, use_momentum=True)
     assert model.config.rule.architecture.name == "matrix" and model.config.segment == 8
     assert count_parameters(model) == sum(p.numel() for p in model.parameters())
+
+
+SIZES = {"tiny": 30e6, "small": 170e6, "medium": 340e6, "base400": 400e6, "large": 760e6}
+
+
+@pytest.mark.parametrize("variant", ALL)
+@pytest.mark.parametrize("size", sorted(SIZES))
+def test_presets_have_their_named_size(size, variant):
+    with torch.device("meta"):
+        model = build_model(getattr(TitansConfig, size)(variant=variant))
+    assert abs(count_parameters(model) / SIZES[size] - 1) < 0.05

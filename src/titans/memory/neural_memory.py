@@ -5,6 +5,7 @@ Legend: B batch, T tokens, H memory heads, D head width (d_model / H), C chunk.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, overload
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from titans.layers.convolution import ShortConvolution
 from titans.miras import MirasConfig
 from titans.miras.config import resolve_miras
-from titans.ops.memory import MemoryState, MemoryTrace, State, memory_read, memory_scan, memory_trace
+from titans.ops.memory import Engine, MemoryState, MemoryTrace, State, memory_read, memory_scan, memory_trace
 from titans.ops.place import Place
 from titans.ops.ragged import compact, restore, take
 
@@ -55,6 +56,9 @@ class NeuralMemory(nn.Module):
         qkv_activation: "none" or "silu" after the convolution.
         theta_max: cap of the step size; default 1/D.
 
+    Attributes:
+        engine: "chunked"; set it to "compiled" to run whole chunks through ``torch.compile``.
+
     Raises:
         ValueError: a width that does not divide, or a shorthand that contradicts ``miras``.
 
@@ -88,6 +92,7 @@ class NeuralMemory(nn.Module):
         self.head_dim = d_model // n_heads
         self.miras = resolve_miras(miras, n_layers, d_hidden, use_momentum, d_model, n_heads)
         self.use_decay = use_decay is not False
+        self.engine: Engine = "chunked"
         self.qkv_activation = qkv_activation
         self.theta_max = 1 / self.head_dim if theta_max is None else theta_max
 
@@ -111,7 +116,7 @@ class NeuralMemory(nn.Module):
         nn.init.normal_(self.gates.weight, std=0.02)
         nn.init.zeros_(self.gates.bias)
         if self.use_decay:
-            logit = torch.logit(torch.tensor(INITIAL_FORGETTING)).item()
+            logit = math.log(INITIAL_FORGETTING / (1 - INITIAL_FORGETTING))
             nn.init.constant_(self.gates.bias[-self.n_heads :], logit)
 
     @overload
@@ -146,7 +151,9 @@ class NeuralMemory(nn.Module):
         order = lengths = None
         for name, flags in (("mask", mask), ("store_mask", store_mask)):
             if flags is not None and (flags.dtype != torch.bool or flags.shape != x.shape[:2]):
-                raise ValueError(f"{name} must be bool [B, T] = {list(x.shape[:2])}, got {flags.dtype} {list(flags.shape)}")
+                raise ValueError(
+                    f"{name} must be bool [B, T] = {list(x.shape[:2])}, got {flags.dtype} {list(flags.shape)}"
+                )
         inputs = x
         if mask is not None and not bool(mask.all()):
             order, lengths = compact(mask)
@@ -168,7 +175,7 @@ class NeuralMemory(nn.Module):
         q, k, v, tail = self._project(x, state, lengths)
         y, memory = memory_scan(
             q, k, v, *self._gates(x), lengths=lengths, store_mask=store_mask, **self._rule(), chunk_size=self.chunk_size,
-            state=None if state is None else state.memory,
+            state=None if state is None else state.memory, engine=self.engine,
         )  # fmt: skip
         return self.emit(y, x), NeuralMemoryState(memory, tail)
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from titans.layers.attention import Attention, AttentionCache, first_columns, last_columns
+from titans.layers.attention import Attention, AttentionCache, first_columns
 from titans.layers.convolution import ShortConvolution
 from titans.layers.feedforward import FeedForward
 from titans.memory import NeuralMemory, NeuralMemoryState, PersistentMemory
@@ -21,6 +21,10 @@ from titans.ops.attention import apply_rotary, segment_attention
 from titans.ops.memory import MemoryState, State
 from titans.ops.place import Place
 from titans.ops.ragged import columns
+
+
+def make_persistent(config: TitansConfig) -> PersistentMemory | None:
+    return PersistentMemory(config.n_persistent, config.d_model) if config.n_persistent else None
 
 
 def make_memory(config: TitansConfig) -> NeuralMemory:
@@ -41,18 +45,17 @@ class PrefixedMemory(nn.Module):
 
     def __init__(self, config: TitansConfig):
         super().__init__()
-        self.persistent = PersistentMemory(config.n_persistent, config.d_model)
+        self.persistent = make_persistent(config)
         self.memory = make_memory(config)
 
     def forward(
         self, x: Tensor, state: NeuralMemoryState | None, place: Place, store: Tensor | None
     ) -> tuple[Tensor, NeuralMemoryState, Tensor]:
         """Outputs at x [B, T, d_model], the state, and outputs at [P‖x] for the rows that start here."""
-        prefix = self.persistent.n_tokens
-        if not prefix or not any(place.starting):
+        if self.persistent is None or not any(place.starting):
             y, state = self.memory.advance(x, state, place.lengths, store)
             return y, state, y
-        lengths = place.lengths
+        prefix, lengths = self.persistent.n_tokens, place.lengths
         joined = self.persistent(x)
         if store is not None:
             store = F.pad(store, (prefix, 0), value=True)
@@ -98,11 +101,9 @@ class MAGMixer(nn.Module):
         self.attention_norm = nn.RMSNorm(config.d_model)
         self.memory_norm = nn.RMSNorm(config.d_model)
 
-    def forward(
-        self, x: Tensor, state: MAGState | None, place: Place, store: Tensor | None
-    ) -> tuple[Tensor, MAGState]:
+    def forward(self, x: Tensor, state: MAGState | None, place: Place, store: Tensor | None) -> tuple[Tensor, MAGState]:
         read, memory, _ = self.branch(x, None if state is None else state.memory, place, store)
-        always = self.branch.persistent.P.unsqueeze(0) if self.branch.persistent.n_tokens else None
+        always = self.branch.persistent.P.unsqueeze(0) if self.branch.persistent else None
         y, cache = self.attention(x, None if state is None else state.cache, place, always)
         return self.attention_norm(y) * torch.sigmoid(self.memory_norm(read)), MAGState(memory, cache)
 
@@ -125,11 +126,10 @@ class MALMixer(nn.Module):
         self.norm = nn.RMSNorm(config.d_model)
         self.attention = Attention(config.d_model, config.attention_heads, config.window, config.rope_base)
 
-    def forward(
-        self, x: Tensor, state: MALState | None, place: Place, store: Tensor | None
-    ) -> tuple[Tensor, MALState]:
+    def forward(self, x: Tensor, state: MALState | None, place: Place, store: Tensor | None) -> tuple[Tensor, MALState]:
         y, memory, joined = self.branch(x, None if state is None else state.memory, place, store)
-        prefix, persistent = self.branch.persistent.n_tokens, None if state is None else state.persistent
+        prefix = self.branch.persistent.n_tokens if self.branch.persistent else 0
+        persistent = None if state is None else state.persistent
         if prefix and any(place.starting):
             first = self.norm(joined[:, :prefix])
             if persistent is None:
@@ -175,7 +175,7 @@ class MACMixer(nn.Module):
         super().__init__()
         self.segment = config.segment
         self.memory = make_memory(config)
-        self.persistent = PersistentMemory(config.n_persistent, config.d_model)
+        self.persistent = make_persistent(config)
         self.summary = PersistentMemory(config.n_memory_tokens, config.d_model) if config.n_memory_tokens else None
         self.attention = Attention(config.d_model, config.attention_heads, None, config.rope_base)
         self.context_query = nn.Linear(config.d_model, config.d_model, bias=False)
@@ -184,9 +184,7 @@ class MACMixer(nn.Module):
         self.attention_norm = nn.RMSNorm(config.d_model)
         self.memory_norm = nn.RMSNorm(config.d_model)
 
-    def forward(
-        self, x: Tensor, state: MACState | None, place: Place, store: Tensor | None
-    ) -> tuple[Tensor, MACState]:
+    def forward(self, x: Tensor, state: MACState | None, place: Place, store: Tensor | None) -> tuple[Tensor, MACState]:
         tail = None if state is None else state.tail
         context = self.context_query(x)
         if self.context_conv is not None:
@@ -209,9 +207,7 @@ class MACMixer(nn.Module):
             seen = tuple(s + d for s, d in zip(place.seen, done, strict=True))
             lengths = None if min(counts) == width else tuple(counts)
             part = tuple(columns(w, done, width) for w in whole)
-            turn = tuple(
-                columns(a, done, width) if a.dim() == 3 else a[done[0] : done[0] + width] for a in angles
-            )
+            turn = tuple(columns(a, done, width) if a.dim() == 3 else a[done[0] : done[0] + width] for a in angles)
             stored = None if store is None else columns(store, done, width)
             y, state = self._segment(part, turn, state, Place(seen, width, lengths), stored)
             outputs.append((y, list(done), counts))
@@ -253,15 +249,13 @@ class MACMixer(nn.Module):
         previous = _advance_previous(previous, memory.memory, closing)
         keep = Place(tuple(0 if c else p for p, c in zip(phases, closing, strict=True)), place.tokens, place.lengths)
         open_width = max((n for n, c in zip(inside.after, closing, strict=True) if not c), default=0)
-        tokens, reads = (
-            _last(k, v, cached, keep, open_width) for k, v in ((keys, values), (read_keys, read_values))
-        )
+        tokens, reads = (_last(k, v, cached, keep, open_width) for k, v in ((keys, values), (read_keys, read_values)))
         return y, MACState(memory, previous, None, tokens, reads)
 
     def _always(self, plain: Tensor, previous: MemoryState | None) -> tuple[Tensor, Tensor, Tensor] | None:
         """Keys and values that every token of the segment sees: P, and the reads with learned queries."""
         tokens = []
-        if self.persistent.n_tokens:
+        if self.persistent is not None:
             tokens.append(self.persistent.P.unsqueeze(0))
         if self.summary is not None:
             summary = self.summary.P.expand(plain.shape[0], -1, -1)
@@ -349,9 +343,7 @@ class Block(nn.Module):
         self.ffn_norm = nn.RMSNorm(config.d_model)
         self.ffn = FeedForward(config.d_model, config.ffn_mult)
 
-    def forward(
-        self, x: Tensor, state: State | None, place: Place, store: Tensor | None
-    ) -> tuple[Tensor, State]:
+    def forward(self, x: Tensor, state: State | None, place: Place, store: Tensor | None) -> tuple[Tensor, State]:
         mixed, state = self.mixer(self.mixer_norm(x), state, place, store)
         x = x + mixed
         return x + self.ffn(self.ffn_norm(x)), state

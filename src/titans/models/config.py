@@ -24,7 +24,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "base400": {"d_model": 1024, "n_heads": 16, "mem_heads": 16},
     "large": {"d_model": 1536, "n_heads": 16, "mem_heads": 16},
 }
-PRESET_LAYERS: dict[str, dict[Variant, int]] = {}
+PRESET_LAYERS: dict[str, dict[Variant, int]] = {
+    "tiny": {"LMM": 8, "MAC": 6, "MAG": 7, "MAL": 7, "transformer": 10, "swa": 10},
+    "small": {"LMM": 18, "MAC": 13, "MAG": 14, "MAL": 14, "transformer": 21, "swa": 21},
+    "medium": {"LMM": 22, "MAC": 16, "MAG": 17, "MAL": 17, "transformer": 24, "swa": 24},
+    "base400": {"LMM": 26, "MAC": 19, "MAG": 20, "MAL": 20, "transformer": 29, "swa": 29},
+    "large": {"LMM": 22, "MAC": 16, "MAG": 17, "MAL": 17, "transformer": 25, "swa": 25},
+}
 
 
 class TitansConfig(BaseModel):

@@ -19,7 +19,7 @@ def columns(x: Tensor, start: Sequence[int], width: int) -> Tensor:
     Columns outside x repeat its first or last one: callers mask them.
     """
     first = start[0]
-    if all(s == first for s in start) and 0 <= first and first + width <= x.shape[1]:
+    if all(s == first for s in start) and first >= 0 and first + width <= x.shape[1]:
         return x[:, first : first + width]
     index = torch.tensor(start, device=x.device).unsqueeze(1) + torch.arange(width, device=x.device)
     index = index.clamp(0, max(x.shape[1] - 1, 0))

@@ -6,8 +6,9 @@ here are [G, T, D] or [G, T]; the weights of a map are [G, out, in] or [G, width
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from titans.ops.memory.decay import Decay, chunk_decay
 from titans.ops.memory.rule import Rule, map_kind, where_rows
 from titans.ops.memory.state import Gates, MemoryState, OpenChunk
 from titans.ops.ragged import columns, valid
+
+Maps = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -45,25 +48,35 @@ def chunked_scan(
     state: MemoryState,
     lengths: Sequence[int] | None = None,
     traces: list[Trace] | None = None,
+    compiled: bool = False,
 ) -> tuple[Tensor, MemoryState]:
     """Read and write T tokens from ``state`` on; rows are right-padded to ``lengths``.
+
+    ``compiled`` runs whole chunks through ``torch.compile``: minutes of warm-up once per shape, then faster.
 
     Returns:
         y [G, T, D] and the state after the last token. ``traces`` receives one entry per block.
     """
     if lengths is None and len(set(state.phases)) == 1:
-        return _uniform_scan(rule, q, k, v, gates, state, traces)
+        return _uniform_scan(rule, q, k, v, gates, state, traces, compiled)
     return _ragged_scan(rule, q, k, v, gates, state, lengths or (q.shape[1],) * q.shape[0], traces)
 
 
 def _uniform_scan(
-    rule: Rule, q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: MemoryState, traces: list[Trace] | None
+    rule: Rule,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: Gates,
+    state: MemoryState,
+    traces: list[Trace] | None,
+    compiled: bool,
 ) -> tuple[Tensor, MemoryState]:
     """Every row stands at the same place of its chunk: plain slices."""
     size, phase, tokens = state.chunk_size, state.phases[0], q.shape[1]
     first = min(tokens, size - phase) if phase else 0
     full = (tokens - first) // size
-    walk = _Walk(rule, state, traces)
+    walk = _Walk(rule, state, traces, compiled)
     if first:
         head = _slice_gates(gates, 0, first)
         joined = head if state.chunk is None else state.chunk.gates.then(head)
@@ -73,7 +86,10 @@ def _uniform_scan(
         decays = _unbind(_decay(_fold_gates(_slice_gates(gates, first, stop), full)), full)
         parts = [x[:, first:stop].unflatten(1, (full, size)).unbind(1) for x in (q, k, v)]
         for *qkv, decay in zip(*parts, decays, strict=True):
-            walk.step(Block(*qkv, decay), None, True)
+            if traces is None:
+                walk.whole(*qkv, decay)
+            else:
+                walk.step(Block(*qkv, decay), None, True)
     if (start := first + full * size) < tokens:
         tail = _slice_gates(gates, start, tokens)
         walk.step(Block(q[:, start:], k[:, start:], v[:, start:], _decay(tail)), tail, False)
@@ -140,7 +156,8 @@ def read_open(rule: Rule, q: Tensor, state: MemoryState) -> Tensor:
 class _Walk:
     """The loop's carried values: (A, S, W), the open chunk, and the outputs so far."""
 
-    def __init__(self, rule: Rule, state: MemoryState, traces: list[Trace] | None):
+    def __init__(self, rule: Rule, state: MemoryState, traces: list[Trace] | None, compiled: bool = False):
+        self.whole_chunk = _compiled_chunk() if compiled else whole_chunk
         self.rule = rule
         self.size = state.chunk_size
         self.weights = state.weights
@@ -156,15 +173,21 @@ class _Walk:
     def state(self, count: tuple[int, ...]) -> MemoryState:
         return MemoryState(self.weights, self.momentum, self.chunk, count, self.size)
 
+    def whole(self, q: Tensor, k: Tensor, v: Tensor, decay: Decay) -> None:
+        """A whole chunk at once, all rows in step."""
+        y, self.weights, self.momentum, self.used = self.whole_chunk(
+            self.rule, self.weights, self.momentum, self.used, q, k, v, decay
+        )
+        self.pieces.append(y)
+
     def step(self, block: Block, gates: Gates | None, closes: bool) -> None:
         """One block, all rows in step; ``gates`` are those of the chunk's tokens so far, for the state."""
         y, inputs, errors = self._read(block)
         if closes:
-            self.weights, self.momentum, used = self._fold(inputs, errors, block.decay)
-            if not self.rule.miras.retention.identity:
-                last = self.rule.value(block.q[:, -1:], self.rule.applied(used))
-                y = torch.cat((y[:, :-1], last), 1)
-            self.used, self.chunk = used, None
+            self.weights, self.momentum, self.used = fold(
+                self.rule, self.weights, self.momentum, inputs, errors, block.decay
+            )
+            y, self.chunk = finish(self.rule, self.used, block.q, y), None
         elif gates is not None:
             self.chunk = OpenChunk(inputs, errors, gates)
         self.pieces.append(y)
@@ -174,7 +197,7 @@ class _Walk:
         y, inputs, errors = self._read(block)
         stored = inputs[0].shape[1] - block.q.shape[1]
         if any(closing):
-            weights, momentum, used = self._fold(inputs, errors, block.decay)
+            weights, momentum, used = fold(self.rule, self.weights, self.momentum, inputs, errors, block.decay)
             rows = torch.tensor(closing, device=y.device)
             if not self.rule.miras.retention.identity:
                 last = [n - 1 for n in counts]
@@ -199,7 +222,7 @@ class _Walk:
             )
         self.pieces.append(y)
 
-    def _read(self, block: Block) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def _read(self, block: Block) -> tuple[Tensor, Maps, Maps]:
         """Outputs of the block's queries, and a_i, δ_i of all the chunk's tokens so far."""
         inputs, errors, residual = self.rule.gradient_factors(self.used, block.k, block.v)
         if self.traces is not None:
@@ -209,31 +232,67 @@ class _Walk:
             inputs = tuple(torch.cat(pair, 1) for pair in zip(self.chunk.inputs, inputs, strict=True))
             errors = tuple(torch.cat(pair, 1) for pair in zip(self.chunk.errors, errors, strict=True))
         decay = _last_queries(block.decay, block.q.shape[1])
+        return read_chunk(self.rule, self.used, self.momentum, block.q, inputs, errors, decay), inputs, errors
 
-        def read(i: int, x: Tensor) -> Tensor:
-            momentum = self.momentum[i] if self.momentum else None
-            return map_kind(self.used[i]).read(x, self.used[i], momentum, inputs[i], errors[i], decay)
 
-        return self.rule.value(block.q, read), inputs, errors
+def whole_chunk(
+    rule: Rule,
+    weights: Maps,
+    momentum: Maps,
+    used: Maps,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Decay,
+) -> tuple[Tensor, Maps, Maps, Maps]:
+    """One chunk from start to end, all rows in step: the hot path, and the unit that ``torch.compile`` sees.
 
-    def _fold(
-        self, inputs: tuple[Tensor, ...], errors: tuple[Tensor, ...], decay: Decay
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """(A, S, W) at the chunk's end."""
-        share = decay.kernel[:, -1].unsqueeze(-1)
-        weights, momentum = [], []
-        for i, a0 in enumerate(self.weights):
-            kind, flat = map_kind(a0), (-1,) + (1,) * (a0.dim() - 1)
-            base = a0 if decay.retained is None else decay.retained[:, -1].reshape(flat) * a0
-            if decay.pushed is not None and decay.carried is not None and decay.momentum_kernel is not None:
-                s0 = self.momentum[i]
-                base = base + decay.pushed[:, -1].reshape(flat) * s0
-                momentum.append(
-                    kind.write(decay.carried.reshape(flat) * s0, inputs[i], errors[i], decay.momentum_kernel)
-                )
-            weights.append(kind.write(base, inputs[i], errors[i], share))
-        weights, used = self.rule.close(tuple(weights))
-        return weights, tuple(momentum), used
+    Returns:
+        y [G, C, D] and (A, S, W) at the chunk's end.
+    """
+    inputs, errors, _ = rule.gradient_factors(used, k, v)
+    y = read_chunk(rule, used, momentum, q, inputs, errors, decay)
+    weights, momentum, used = fold(rule, weights, momentum, inputs, errors, decay)
+    return finish(rule, used, q, y), weights, momentum, used
+
+
+def read_chunk(rule: Rule, used: Maps, momentum: Maps, q: Tensor, inputs: Maps, errors: Maps, decay: Decay) -> Tensor:
+    """Every query at its own token's weights."""
+
+    def read(i: int, x: Tensor) -> Tensor:
+        return map_kind(used[i]).read(x, used[i], momentum[i] if momentum else None, inputs[i], errors[i], decay)
+
+    return rule.value(q, read)
+
+
+def finish(rule: Rule, used: Maps, q: Tensor, y: Tensor) -> Tensor:
+    """A chunk's last token reads the weights that the next chunk starts from."""
+    if rule.miras.retention.identity:
+        return y
+    return torch.cat((y[:, :-1], rule.value(q[:, -1:], rule.applied(used))), 1)
+
+
+def fold(
+    rule: Rule, weights: Maps, momentum: Maps, inputs: Maps, errors: Maps, decay: Decay
+) -> tuple[Maps, Maps, Maps]:
+    """(A, S, W) at the chunk's end."""
+    share = decay.kernel[:, -1].unsqueeze(-1)
+    new_weights, new_momentum = [], []
+    for i, a0 in enumerate(weights):
+        kind, flat = map_kind(a0), (-1,) + (1,) * (a0.dim() - 1)
+        base = a0 if decay.retained is None else decay.retained[:, -1].reshape(flat) * a0
+        if decay.pushed is not None and decay.carried is not None and decay.momentum_kernel is not None:
+            base = torch.addcmul(base, decay.pushed[:, -1].reshape(flat), momentum[i])
+            carried = decay.carried.reshape(flat) * momentum[i]
+            new_momentum.append(kind.write(carried, inputs[i], errors[i], decay.momentum_kernel))
+        new_weights.append(kind.write(base, inputs[i], errors[i], share))
+    closed, used = rule.close(tuple(new_weights))
+    return closed, tuple(new_momentum), used
+
+
+@cache
+def _compiled_chunk() -> Callable[..., tuple[Tensor, Maps, Maps, Maps]]:
+    return torch.compile(whole_chunk, dynamic=False)
 
 
 def _decay(gates: Gates) -> Decay:

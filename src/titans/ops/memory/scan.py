@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from titans.ops.memory.rule import Rule, where_rows
 from titans.ops.memory.state import Gates, MemoryState
 from titans.ops.ragged import compact, restore, take
 
-Engine = Literal["chunked", "reference"]
+Engine = Literal["chunked", "compiled", "reference"]
 Norm = tuple[Tensor, Tensor]
 
 
@@ -68,7 +68,8 @@ def memory_scan(
         miras: the rule; default ``MirasConfig.steady()``.
         chunk_size: C ≥ 1; gradients are taken at the weights of the chunk's start. 1 is the sequential rule.
         state: where an earlier call stopped; None starts a new stream.
-        engine: "chunked" (fast) or "reference" (token loop, inner gradient by autograd).
+        engine: "chunked" (fast), "compiled" (the same with each whole chunk through ``torch.compile``; the first call
+            of a shape takes a minute) or "reference" (token loop, inner gradient by autograd).
         mask: [B, T] bool, False for padding: such a token does nothing and its output is zero.
         store_mask: [B, T] bool, False for tokens that are read but not written.
         norm: gain and bias of the LN wrapper, each [H, D]; default 1 and 0.
@@ -82,8 +83,8 @@ def memory_scan(
 
     Source: Titans (2501.00663) Eqs. 8-16; MIRAS (2504.13173) §3-5.
     """
-    if engine not in ("chunked", "reference"):
-        raise ValueError(f"engine must be 'chunked' or 'reference', got {engine!r}")
+    if engine not in get_args(Engine):
+        raise ValueError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}")
     y, state, _ = _scan(
         q, k, v, Gates(theta, eta, alpha, None), weights, miras or MirasConfig.steady(), chunk_size, state, engine,
         mask, store_mask, norm, lengths,
@@ -133,7 +134,9 @@ def memory_read(
     dtype = torch.promote_types(q.dtype, torch.float32)
     with torch.autocast(q.device.type, enabled=False):
         rule = _bind(weights, miras, norm, batch, heads, width, dtype)
-        start = _start(weights, dtype, state, batch, heads, state.chunk_size if state else 1, bool(state and state.momentum))
+        start = _start(
+            weights, dtype, state, batch, heads, state.chunk_size if state else 1, bool(state and state.momentum)
+        )
         flat = _rows(q, dtype)
         read = read_open(rule, _rows(q, dtype), start)
     return read.unflatten(0, (batch, heads)).transpose(1, 2).to(q.dtype)
@@ -180,7 +183,7 @@ def _scan(
         if engine == "reference":
             y, end = reference_scan(rule, *qkv, flat, start, repeated)
         else:
-            y, end = chunked_scan(rule, *qkv, flat, start, repeated, traces)
+            y, end = chunked_scan(rule, *qkv, flat, start, repeated, traces, engine == "compiled")
     y = y.unflatten(0, (batch, heads)).transpose(1, 2).to(q.dtype)
     if order is not None and mask is not None:
         y = restore(y, order, mask)
@@ -281,9 +284,7 @@ def _check_weights(weights: tuple[Tensor, ...], miras: MirasConfig, heads: int, 
         raise ValueError(f"weights must have shapes {wanted} for {miras.architecture!r}, got {found}")
 
 
-def _check_state(
-    state: MemoryState, weights: tuple[Tensor, ...], batch: int, chunk_size: int, momentum: bool
-) -> None:
+def _check_state(state: MemoryState, weights: tuple[Tensor, ...], batch: int, chunk_size: int, momentum: bool) -> None:
     if not isinstance(state, MemoryState):
         raise ValueError(f"state must be a MemoryState, got {type(state).__name__}")
     if state.chunk_size != chunk_size:
@@ -292,4 +293,6 @@ def _check_state(
     if (found := [list(w.shape) for w in state.weights]) != wanted:
         raise ValueError(f"state has weights of shapes {found}, this memory and batch need {wanted}")
     if bool(state.momentum) != momentum:
-        raise ValueError(f"state {'has' if state.momentum else 'lacks'} momentum, this memory {'has' if momentum else 'lacks'} it")
+        raise ValueError(
+            f"state {'has' if state.momentum else 'lacks'} momentum, this memory {'has' if momentum else 'lacks'} it"
+        )

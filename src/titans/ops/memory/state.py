@@ -43,7 +43,6 @@ class State:
         index = torch.as_tensor(rows, dtype=torch.long).flatten()
         return _select(self, index)
 
-
     def reset(self: T, rows: Iterable[int]) -> T:
         """Mark these rows fresh: at the next call they start a new stream, as if nothing had been read."""
         return _reset(self, frozenset(rows))
