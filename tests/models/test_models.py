@@ -343,3 +343,14 @@ def test_presets_have_their_named_size(size, variant):
     with torch.device("meta"):
         model = build_model(getattr(TitansConfig, size)(variant=variant))
     assert abs(count_parameters(model) / SIZES[size] - 1) < 0.05
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_forget_empties_the_memory_and_nothing_else(variant):
+    model, x = small(variant, n_persistent=0), ids(tokens=16)
+    state = model(x[:, :8]).state
+    emptied = state.forget()
+    assert emptied.seen == state.seen
+    after = model(x[:, 8:], state=emptied).logits
+    assert (after - model(x[:, 8:], state=state).logits).abs().max() > 1e-6
+    assert (after - model(x[:, 8:]).logits).abs().max() > 1e-6

@@ -8,7 +8,17 @@ import pytest
 import torch
 from helpers import assert_close
 
-from titans.miras import MLP, GatedMLP, GradientDescent, Matrix, MirasConfig, Momentum, SphereRetention, Vector, WeightDecay
+from titans.miras import (
+    MLP,
+    GatedMLP,
+    GradientDescent,
+    Matrix,
+    MirasConfig,
+    Momentum,
+    SphereRetention,
+    Vector,
+    WeightDecay,
+)
 from titans.ops.memory import memory_read, memory_scan, memory_trace
 
 BATCH, HEADS, WIDTH = 2, 2, 6
@@ -80,9 +90,7 @@ def run(tensors, miras, chunk, engine="chunked", **options):
 def gradients(y, state, tensors):
     """Of a fixed random functional of the outputs and of every tensor of the final state."""
     random = torch.Generator().manual_seed(1)
-    total = sum(
-        (x * torch.randn(x.shape, generator=random, dtype=x.dtype)).sum() for x in (y, *state_tensors(state))
-    )
+    total = sum((x * torch.randn(x.shape, generator=random, dtype=x.dtype)).sum() for x in (y, *state_tensors(state)))
     named = list(leaves(tensors))
     found = torch.autograd.grad(total, [x for _, x in named], allow_unused=True, materialize_grads=True)
     return dict(zip([n for n, _ in named], found, strict=True))

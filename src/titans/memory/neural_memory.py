@@ -25,10 +25,11 @@ INITIAL_FORGETTING = 0.02
 
 @dataclass(frozen=True)
 class NeuralMemoryState(State):
-    """The memory's weights and the last inputs of the convolution [B, K-1, 3·d_model]."""
+    """The memory's weights, the last inputs of the convolution [B, K-1, 3·d_model], and the tokens seen per row."""
 
     memory: MemoryState
     tail: Tensor | None
+    seen: tuple[int, ...]
 
 
 def default_heads(d_model: int) -> int:
@@ -172,23 +173,24 @@ class NeuralMemory(nn.Module):
         store_mask: Tensor | None = None,
     ) -> tuple[Tensor, NeuralMemoryState]:
         """``forward`` for a right-padded batch with ``lengths`` real tokens per row; what the models call."""
-        q, k, v, tail = self._project(x, state, lengths)
+        place = _going_on(x, state, lengths)
+        q, k, v, tail = self._project(x, state, place)
         y, memory = memory_scan(
             q, k, v, *self._gates(x), lengths=lengths, store_mask=store_mask, **self._rule(), chunk_size=self.chunk_size,
             state=None if state is None else state.memory, engine=self.engine,
         )  # fmt: skip
-        return self.emit(y, x), NeuralMemoryState(memory, tail)
+        return self.emit(y, x), NeuralMemoryState(memory, tail, place.after)
 
     def retrieve(self, x: Tensor, state: NeuralMemoryState | None = None) -> Tensor:
         """Read x [B, T, d_model] from the memory as the state left it; nothing is written."""
         self._check(x, state)
-        q, _, _, _ = self._project(x, state, None)
+        q, _, _, _ = self._project(x, state, _going_on(x, state))
         return self.emit(memory_read(q, state=None if state is None else state.memory, **self._rule()), x)
 
     def trace(self, x: Tensor, state: NeuralMemoryState | None = None) -> MemoryTrace:
         """Per-token surprise ‖g_t‖, inner loss, θ, η, α, each [B, T, H], while reading x from ``state`` on."""
         self._check(x, state)
-        q, k, v, _ = self._project(x, state, None)
+        q, k, v, _ = self._project(x, state, _going_on(x, state))
         memory = None if state is None else state.memory
         return memory_trace(q, k, v, *self._gates(x), state=memory, chunk_size=self.chunk_size, **self._rule())
 
@@ -207,12 +209,10 @@ class NeuralMemory(nn.Module):
         return F.normalize(x.unflatten(-1, (self.n_heads, self.head_dim)), dim=-1, eps=1e-12)
 
     def _project(
-        self, x: Tensor, state: NeuralMemoryState | None, lengths: tuple[int, ...] | None
+        self, x: Tensor, state: NeuralMemoryState | None, place: Place
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         projected, tail = self.qkv(x), None
         if self.conv is not None:
-            seen = (0,) * x.shape[0] if state is None else state.memory.count
-            place = Place(seen, x.shape[1], lengths)
             projected, tail = self.conv(projected, None if state is None else state.tail, place)
         q, k, v = projected.chunk(3, -1)
         if self.qkv_activation == "silu":
@@ -237,5 +237,9 @@ class NeuralMemory(nn.Module):
             raise ValueError(f"x must be floating point, got {x.dtype}")
         if state is not None and not isinstance(state, NeuralMemoryState):
             raise ValueError(f"state must be a NeuralMemoryState, got {type(state).__name__}")
-        if state is not None and len(state.memory.count) != x.shape[0]:
-            raise ValueError(f"state has {len(state.memory.count)} rows, x has {x.shape[0]}")
+        if state is not None and len(state.seen) != x.shape[0]:
+            raise ValueError(f"state has {len(state.seen)} rows, x has {x.shape[0]}")
+
+
+def _going_on(x: Tensor, state: NeuralMemoryState | None, lengths: tuple[int, ...] | None = None) -> Place:
+    return Place((0,) * x.shape[0] if state is None else state.seen, x.shape[1], lengths)

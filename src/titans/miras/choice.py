@@ -45,7 +45,9 @@ class Choice(BaseModel):
             return value
         arguments = {"name": value} if isinstance(value, str) else value
         if not isinstance(arguments, dict) or "name" not in arguments:
-            raise ValueError(f"{cls.axis} must be one of {sorted(cls.members)} or a mapping with a 'name', got {value!r}")
+            raise ValueError(
+                f"{cls.axis} must be one of {sorted(cls.members)} or a mapping with a 'name', got {value!r}"
+            )
         arguments = dict(arguments)
         member = cls.members.get(name := arguments.pop("name"))
         if member is None:

@@ -70,11 +70,16 @@ class TitansModel(GenerationMixin, nn.Module):
             self.head.weight = self.embedding.weight
 
     def reset_parameters(self) -> None:
-        """Normal(0, 0.02) for the embedding and linear maps, smaller where they add to the residual stream."""
-        residual = 0.02 / (2 * self.config.n_layers) ** 0.5
+        """Normal with variance 1 / fan-in, so that activations start at unit scale; less where blocks add to the stream.
+
+        The embedding starts at the same scale as the tied output projection: logits of unit variance.
+        """
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2 and name.endswith(".weight") and "conv" not in name and "gates" not in name:
-                nn.init.normal_(parameter, std=residual if name.endswith(("out.weight", "down.weight")) else 0.02)
+                std = parameter.shape[-1] ** -0.5
+                if name.endswith(("out.weight", "down.weight")):
+                    std /= (2 * self.config.n_layers) ** 0.5
+                nn.init.normal_(parameter, std=std)
 
     def forward(
         self,

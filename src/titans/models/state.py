@@ -86,6 +86,13 @@ class ModelState(State):
         self.map(lambda x: sizes.append(x.numel() * x.element_size()) or x)
         return sum(sizes)
 
+    def forget(self) -> ModelState:
+        """Every memory back at its learned initial weights; positions, convolutions and attention caches go on.
+
+        What a model scores with this between segments shows what it owes to its memory.
+        """
+        return _forget(self)
+
     def save(self, path: str | Path) -> None:
         """Write the state as one safetensors file (written aside first, then moved into place)."""
         tensors: dict[str, Tensor] = {}
@@ -129,6 +136,16 @@ class ModelState(State):
         layers = _decode(json.loads(metadata["layers"]), tensors)
         origin = Origin(metadata["config"], weights=metadata["weights"])
         return cls(layers, tuple(json.loads(metadata["seen"])), origin)
+
+
+def _forget(value: Any) -> Any:
+    if isinstance(value, MemoryState):
+        return value.reset(range(len(value.count)))
+    if isinstance(value, tuple):
+        return tuple(_forget(item) for item in value)
+    if isinstance(value, State):
+        return type(value)(**{f.name: _forget(getattr(value, f.name)) for f in dataclasses.fields(value)})
+    return value
 
 
 def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -1,0 +1,59 @@
+"""Loss by position while streaming, with the memory on, reset or off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from titans.models import TitansModel
+
+MemoryMode = Literal["on", "reset", "off"]
+
+
+@torch.no_grad()
+def nats_by_position(
+    model: TitansModel, batches: Iterable[Tensor], *, segment: int, memory: MemoryMode = "on"
+) -> Tensor:
+    """Mean negative log-likelihood of every position, read segment by segment.
+
+    Args:
+        model: any variant or baseline.
+        batches: int64 [B, T] each, all with the same T; every row is a stream of its own.
+        segment: tokens per call; only "reset" depends on it.
+        memory: "on"; "reset" puts the memory back to its learned initial weights before every segment (attention
+            caches, convolutions and positions go on); "off" never writes.
+
+    Returns:
+        float64 [T - 1] in nats: entry t is the loss of predicting token t + 1.
+
+    Raises:
+        ValueError: there is no batch, or ``segment`` is below 1.
+    """
+    if segment < 1:
+        raise ValueError(f"segment must be at least 1, got {segment}")
+    was_training = model.training
+    model.eval()
+    total, rows = None, 0
+    for batch in batches:
+        state, pieces = None, []
+        for start in range(0, batch.shape[1], segment):
+            ids = batch[:, start : start + segment]
+            if state is not None and memory == "reset":
+                state = state.forget()
+            store = torch.zeros_like(ids) if memory == "off" else None
+            out = model(ids, state=state, store_mask=store)
+            state = out.state
+            pieces.append(out.logits)
+        logits = torch.cat(pieces, 1)[:, :-1]
+        losses = F.cross_entropy(logits.flatten(0, 1).double(), batch[:, 1:].flatten(), reduction="none")
+        found = losses.view(batch.shape[0], -1).sum(0)
+        total = found if total is None else total + found
+        rows += batch.shape[0]
+    model.train(was_training)
+    if total is None:
+        raise ValueError("batches must hold at least one batch")
+    return total / rows
