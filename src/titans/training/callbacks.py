@@ -1,0 +1,157 @@
+"""What watches a run: metrics to JSONL, the curve, the progress display, and stopping on a signal."""
+
+import json
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from titans.training.checkpoints import write_whole
+from titans.training.curve import plot_curve
+
+
+class Metrics(TrainerCallback):
+    """Writes one line of JSON per step (step, loss, lr, grad_norm, tokens_per_s) and one per evaluation.
+
+    Args:
+        path: the file, appended to.
+        tokens_per_step: tokens that all processes together read in one optimizer step.
+    """
+
+    def __init__(self, path: Path, tokens_per_step: int):
+        self.path = path
+        self.tokens_per_step = tokens_per_step
+        self.tokens_per_s = 0.0
+        self.last: dict[str, Any] = {}
+        self._mark = time.perf_counter()
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self._mark = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        now = time.perf_counter()
+        self.tokens_per_s = self.tokens_per_step / max(now - self._mark, 1e-9)
+        self._mark = now
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs=None, **kwargs):
+        logs = logs or {}
+        if "loss" in logs:
+            record = {"loss": logs["loss"], "lr": logs["learning_rate"], "grad_norm": logs["grad_norm"]}
+            record["tokens_per_s"] = round(self.tokens_per_s, 1)
+        else:
+            record = {name: value for name, value in logs.items() if name in ("eval_loss", "eval_bpb")}
+        self.last.update(record)
+        if record and state.is_world_process_zero:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **record}) + "\n")
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self._mark = time.perf_counter()  # an evaluation or a checkpoint is no training time
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self._mark = time.perf_counter()
+
+
+class Curve(TrainerCallback):
+    """Redraws the curve from the metrics file at every evaluation and at the end."""
+
+    def __init__(self, metrics: Path, image: Path):
+        self.metrics = metrics
+        self.image = image
+        self._drawn_at: int | None = None
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if state.is_world_process_zero and self._drawn_at != state.global_step:
+            write_whole(self.image, lambda temporary: plot_curve(self.metrics, temporary))
+            self._drawn_at = state.global_step
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self.on_evaluate(args, state, control)
+
+
+class Display(TrainerCallback):
+    """A progress bar with loss, tokens/s and time left; where none can be drawn, a line every ``log_every`` steps.
+
+    Args:
+        console: where to print.
+        metrics: the run's `Metrics`, which must come before this callback in the list.
+        log_every: steps between lines.
+    """
+
+    def __init__(self, console: Console, metrics: Metrics, log_every: int):
+        self.console = console
+        self.metrics = metrics
+        self.log_every = log_every
+        self.progress: Progress | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if not state.is_world_process_zero or not self.console.is_terminal:
+            return
+        columns = (
+            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        )  # fmt: skip
+        self.progress = Progress(*columns, console=self.console)
+        self.progress.start()
+        self.progress.add_task("train", total=state.max_steps, completed=state.global_step, status="")
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs=None, **kwargs):
+        if not state.is_world_process_zero or not logs:
+            return
+        if "eval_loss" in logs:
+            validation = f"validation {logs['eval_loss']:.4f} nats/token, {logs['eval_bpb']:.4f} bits per byte"
+            self.console.print(f"step {state.global_step}: {validation}", highlight=False)
+        elif "loss" in logs:
+            self._step(state, f"loss {logs['loss']:.4f}  {self.metrics.tokens_per_s:,.0f} tokens/s")
+
+    def _step(self, state: TrainerState, status: str) -> None:
+        if self.progress is not None:
+            self.progress.update(self.progress.task_ids[0], completed=state.global_step, status=status)
+        elif state.global_step % self.log_every == 0 or state.global_step == state.max_steps:
+            self.console.print(f"step {state.global_step}/{state.max_steps}  {status}", highlight=False)
+
+    def close(self) -> None:
+        """Leave the terminal as it was; safe to call twice."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+
+class StopOnSignal(TrainerCallback):
+    """On SIGINT or SIGTERM: finish the step, save a checkpoint, stop. A second signal acts as it always does.
+
+    Used as a context manager around the run; ``received`` is the signal's number, or None.
+    """
+
+    def __init__(self):
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopOnSignal":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._restore()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._previous:
+            signal.signal(*self._previous.popitem())
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if self.received is not None:
+            control.should_save = True
+            control.should_training_stop = True
+        return control

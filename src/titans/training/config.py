@@ -1,0 +1,243 @@
+"""The configuration of a training run: one YAML file, checked field by field, with ``--set`` overrides."""
+
+import copy
+import difflib
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from titans.models import TitansConfig
+
+# TitansConfig carries these too, because the seeds' users look for them there. One value each: given in one place it
+# holds in both, given differently in both it is an error.
+SHARED_FIELDS = {
+    ("data", "length"): "max_seq_len",
+    ("training", "lr"): "lr",
+}
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message is one line that names the field and its value."""
+
+
+class Section(BaseModel):
+    """Base of the sections: unknown keys are errors, assignment is validated."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)
+
+
+class DataSection(Section):
+    """What to train on.
+
+    Args:
+        source: corpus name as `titans.data.load_documents` knows it, or a path. Default: Python's standard library.
+        tokenizer: "bytes" or the path of a ``tokenizer.json``.
+        text_field: the field that holds the text in jsonl and parquet files.
+        data_dir: where downloaded corpora lie.
+        length: tokens per training window, ≥ 2; the model's ``max_seq_len`` when left out.
+    """
+
+    source: str = "stdlib"
+    tokenizer: str = "bytes"
+    text_field: str = "text"
+    data_dir: str | None = None
+    length: int = Field(ge=2)
+
+
+class TrainingSection(Section):
+    """How to train.
+
+    Args:
+        output_dir: folder of the run: checkpoints, metrics.jsonl, curve.png and the final ``model``.
+        steps: optimizer steps of the whole run.
+        batch_size: windows per device and micro-batch.
+        gradient_accumulation: micro-batches per optimizer step.
+        lr, min_lr_ratio, warmup_steps, weight_decay: see `titans.training.optimizer`; lr is the model's when left out.
+        clip: largest gradient norm, 0 switches clipping off.
+        precision: "float32", or "bf16" for autocast (the memory's state stays float32).
+        device: "auto" takes an accelerator if there is one.
+        eval_every: steps between evaluations, 0 for none. The last step is always evaluated unless it is 0.
+        eval_tokens: tokens of the validation split that an evaluation reads.
+        save_every: steps between checkpoints, 0 for one at the end only.
+        keep_checkpoints: how many of the newest checkpoints stay.
+        log_every: steps between printed lines where no progress bar can be drawn; metrics.jsonl has every step.
+        seed: of the initial weights and of the windows.
+        threads: CPU threads of torch, None for torch's own choice.
+    """
+
+    output_dir: str = "runs/titans"
+    steps: int = Field(1000, ge=1)
+    batch_size: int = Field(8, ge=1)
+    gradient_accumulation: int = Field(1, ge=1)
+    lr: float = Field(gt=0)
+    min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    warmup_steps: int = Field(100, ge=0)
+    weight_decay: float = Field(0.1, ge=0)
+    clip: float = Field(1.0, ge=0)
+    precision: Literal["float32", "bf16"] = "float32"
+    device: Literal["auto", "cpu"] = "auto"
+    eval_every: int = Field(200, ge=0)
+    eval_tokens: int = Field(100_000, ge=1)
+    save_every: int = Field(500, ge=0)
+    keep_checkpoints: int = Field(2, ge=1)
+    log_every: int = Field(10, ge=1)
+    seed: int = Field(0, ge=0)
+    threads: int | None = Field(None, ge=1)
+
+
+class TrainConfig(Section):
+    """A training run: the sections ``model``, ``data`` and ``training`` of the YAML file."""
+
+    model: TitansConfig
+    data: DataSection
+    training: TrainingSection
+
+    @model_validator(mode="before")
+    @classmethod
+    def share(cls, raw: Any) -> Any:
+        """Give the fields of SHARED_FIELDS the same value in the model's section and in their own."""
+        if not isinstance(raw, dict):
+            return raw
+        sections = {name: _as_dict(raw.get(name)) for name in cls.model_fields}
+        model = sections["model"]
+        if not all(isinstance(section, dict) for section in sections.values()):
+            return raw
+        for (section, name), field in SHARED_FIELDS.items():
+            own = sections[section].get(name)
+            if own is None:
+                own = model.get(field, TitansConfig.model_fields[field].default)
+            if model.get(field, own) != own:
+                raise ValueError(f"{section}.{name} is {own!r} but model.{field} is {model[field]!r}: give one of them")
+            sections[section][name] = model[field] = own
+        return {**raw, **sections}
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> "TrainConfig":
+        """Read a YAML file and apply overrides of the form ``section.field=value``, the value parsed as YAML.
+
+        Raises:
+            ConfigError: when the file is missing or malformed, or a field is unknown or out of range.
+        """
+        return cls.parse(read_mapping(path), overrides, origin=str(path))
+
+    @classmethod
+    def parse(
+        cls, raw: dict[str, Any], overrides: tuple[str, ...] | list[str] = (), origin: str = "config"
+    ) -> "TrainConfig":
+        """Check a nested mapping as `load` checks a file; ``origin`` begins every message."""
+        raw = copy.deepcopy(raw)
+        for override in overrides:
+            _set(raw, override)
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            raise ConfigError(f"{origin}: {describe(error, cls)}") from error
+
+    def to_yaml(self, path: str | Path) -> None:
+        """Write the resolved configuration, every default spelt out."""
+        Path(path).write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+
+
+def load_model_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> TitansConfig:
+    """The model's configuration from a run's file (its ``model`` section) or from a file of its own.
+
+    Raises:
+        ConfigError: as `TrainConfig.load`.
+    """
+    raw = read_mapping(path)
+    if "model" in raw:
+        return TrainConfig.parse(raw, overrides, origin=str(path)).model
+    for override in overrides:
+        _set(raw, override)
+    try:
+        return TitansConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {describe(error, TitansConfig)}") from error
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """Read a YAML (or JSON) file that holds a mapping.
+
+    Raises:
+        ConfigError: when it is missing, not readable, not YAML or not a mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    raw = _parse_yaml(text, str(path))
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected sections such as 'model:', got {type(raw).__name__}")
+    return raw
+
+
+def describe(error: ValidationError, root: type[BaseModel] | None = None) -> str:
+    """A pydantic error as one line: ``field: what is wrong (got value)``, several joined by semicolons."""
+    lines = []
+    for item in error.errors(include_url=False):
+        path = [str(part) for part in item["loc"]]
+        if item["type"] == "extra_forbidden":
+            message = f"unknown key{_suggestion(path, root)} (value {item['input']!r})"
+        elif item["type"] == "missing":
+            message = "required, but not given"
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            if not isinstance(item["input"], (dict, BaseModel)):
+                message += f" (got {item['input']!r})"
+        lines.append(": ".join(filter(None, [".".join(path), message])))
+    return " ".join("; ".join(lines).split())
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads ``1e-3`` as a number, as YAML 1.2 and every user do."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _parse_yaml(text: str, origin: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin}: not YAML: {' '.join(str(error).split())}") from error
+
+
+def _set(raw: dict[str, Any], override: str) -> None:
+    """Apply one ``a.b=c`` to the nested mapping in place."""
+    path, sign, text = override.partition("=")
+    if not sign or not path or not all(path.split(".")):
+        raise ConfigError(f"--set {override}: expected section.field=value")
+    *parents, last = path.split(".")
+    node: Any = raw
+    for depth, parent in enumerate(parents):
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override}: {'.'.join(parents[: depth + 1])} is {node!r}, it has no fields")
+    node[last] = _parse_yaml(text, f"--set {override}")
+
+
+def _as_dict(section: Any) -> Any:
+    """A section as a fresh dict of what was given; anything that is no section is returned as it is."""
+    if section is None:
+        return {}
+    if isinstance(section, BaseModel):
+        return section.model_dump(mode="json", exclude_unset=True)
+    return dict(section) if isinstance(section, dict) else section
+
+
+def _suggestion(path: list[str], root: type[BaseModel] | None) -> str:
+    """``, did you mean 'x'?`` when a field of the same section is spelt like the last part of ``path``."""
+    for part in path[:-1]:
+        field = root.model_fields.get(part) if root is not None else None
+        root = field.annotation if field is not None and isinstance(field.annotation, type) else None
+        if root is not None and not issubclass(root, BaseModel):
+            root = None
+    close = difflib.get_close_matches(path[-1], root.model_fields if root is not None else (), n=1)
+    return f", did you mean {close[0]!r}?" if close else ""

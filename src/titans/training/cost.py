@@ -1,0 +1,124 @@
+"""What a model costs, measured on a forward pass of one of its blocks: parameters, FLOPs per token, bytes of state."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from titans.layers.attention import Attention
+from titans.layers.feedforward import FeedForward
+from titans.memory import NeuralMemory, PersistentMemory
+from titans.models import TitansConfig, build_model
+
+# A parameter, and the products of a module's own forward, belong to the innermost of these types around it.
+PARTS: dict[type[nn.Module], str] = {
+    nn.Embedding: "embedding",
+    Attention: "attention projections",
+    NeuralMemory: "memory projections, initial weights",
+    PersistentMemory: "persistent tokens",
+    FeedForward: "feed-forward",
+}
+HEAD = "output projection"
+MIXING = "memory and attention products"
+OTHER = "norms and other maps"
+TABLES = (PARTS[nn.Embedding], HEAD)  # one row per token id
+
+
+@dataclass(frozen=True)
+class Part:
+    """One kind of layer over the whole model."""
+
+    name: str
+    parameters: int
+    flops_per_token: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What `measure_cost` found.
+
+    Args:
+        parts: by kind of layer; their sums are the totals.
+        parameters: learned numbers, shared ones once.
+        flops_per_token: of the matrix products of one forward pass, over its tokens.
+        state_bytes: of one stream's state after that pass, its open chunk and segment as full as they get.
+        tokens: length of that pass.
+    """
+
+    parts: tuple[Part, ...]
+    parameters: int
+    flops_per_token: float
+    state_bytes: int
+    tokens: int
+
+
+def measure_cost(config: TitansConfig, longest: int = 1024) -> Cost:
+    """Run one sequence through a single block with a vocabulary of one, count, and scale to the whole model.
+
+    All blocks of a model are alike, so this is exact, and the largest preset takes seconds.
+
+    Args:
+        config: the model, of any size.
+        longest: bound on the tokens of the pass, which are one less than the largest whole number of segments or
+            chunks within it and ``config.max_seq_len``.
+    """
+    unit = config.segment if config.variant == "MAC" else config.chunk_size
+    tokens = max(unit, min(longest, config.max_seq_len) // unit * unit, 2) - 1
+    with torch.random.fork_rng(devices=[]):
+        block = build_model(config.model_copy(update={"n_layers": 1, "vocab_size": 1}))
+    block.eval().requires_grad_(False)
+    # Only the plain form of attention is made of products that the counter knows on every device.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        out = block(torch.zeros((1, tokens), dtype=torch.int64))
+    counts = {name.partition(".")[2]: sum(kinds.values()) for name, kinds in counter.get_flop_counts().items()}
+    parts = _parts(config, block, counts, counter.get_total_flops(), tokens)
+    return Cost(
+        parts=parts,
+        parameters=sum(part.parameters for part in parts),
+        flops_per_token=sum(part.flops_per_token for part in parts),
+        state_bytes=out.state.nbytes * config.n_layers,
+        tokens=tokens,
+    )
+
+
+def _parts(config: TitansConfig, block: nn.Module, counts: dict[str, int], total: int, tokens: int) -> tuple[Part, ...]:
+    """Parameters and FLOPs by part.
+
+    Args:
+        config: the whole model.
+        block: the model of one block and one token id.
+        counts: FLOPs of each module that was called, with everything below it, by its path.
+        total: FLOPs of the whole pass; what no linear map or convolution did is the mixing itself.
+        tokens: length of the pass.
+    """
+    parameters: dict[str, int] = {}
+    products: dict[str, int] = {}
+    mixing = total
+    seen: set[int] = set()
+    for path, module in block.named_modules():
+        part = _part(block, path)
+        times = config.n_layers if path.startswith("blocks.") else config.vocab_size if part in TABLES else 1
+        own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
+        seen.update(id(p) for p in own)
+        parameters[part] = parameters.get(part, 0) + times * sum(p.numel() for p in own)
+        if not any(module.children()):
+            products[part] = products.get(part, 0) + times * counts.get(path, 0)
+            mixing -= counts.get(path, 0)
+    products[MIXING] = config.n_layers * mixing
+    names = [*PARTS.values(), HEAD, MIXING, OTHER]
+    found = [Part(name, parameters.get(name, 0), products.get(name, 0) / tokens) for name in names]
+    return tuple(part for part in found if part.parameters or part.flops_per_token)
+
+
+def _part(model: nn.Module, path: str) -> str:
+    """The part that the module at ``path`` belongs to."""
+    if path == "head":
+        return HEAD
+    steps = path.split(".")
+    for depth in range(len(steps), 0, -1):
+        part = PARTS.get(type(model.get_submodule(".".join(steps[:depth]))))
+        if part is not None:
+            return part
+    return OTHER

@@ -1,0 +1,178 @@
+"""A training run from its configuration: data, model, Trainer, and what is left in the output folder."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from rich.console import Console
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
+from transformers.utils import logging as transformers_logging
+
+from titans.data import WindowDataset
+from titans.hf import TitansForCausalLM, TitansHFConfig
+from titans.training import checkpoints
+from titans.training.callbacks import Curve, Display, Metrics, StopOnSignal
+from titans.training.config import TrainConfig, TrainingSection
+from titans.training.data import RunData, load_data, save_tokenizer
+from titans.training.trainer import TitansTrainer
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Args:
+        step: optimizer steps done, those before a resume included.
+        loss: training loss of the last step in nats per token.
+        eval_loss: validation loss of the last evaluation, None without one.
+        eval_bpb: the same in bits per byte.
+        model_dir: the final model, None when a signal stopped the run.
+        signal: number of that signal, None when the run reached its end.
+    """
+
+    step: int
+    loss: float
+    eval_loss: float | None
+    eval_bpb: float | None
+    model_dir: Path | None
+    signal: int | None
+
+
+def train(
+    config: TrainConfig,
+    resume: bool = False,
+    console: Console | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> TrainResult:
+    """Train a model and leave checkpoints, metrics.jsonl, curve.png, config.yaml and the final model in output_dir.
+
+    Args:
+        config: the run.
+        resume: go on from the newest complete checkpoint in output_dir, exactly as if there had been no break.
+        console: where progress is shown; standard error by default.
+        callbacks: further Trainer callbacks.
+
+    Returns:
+        The end of the run; its ``signal`` is set when SIGINT or SIGTERM stopped it after a checkpoint.
+
+    Raises:
+        ConfigError: unusable data, nothing to resume, a run in the way, or settings that do not fit the run to resume.
+        NonFiniteError: the loss or a gradient was not finite; the last good step is saved.
+    """
+    found = checkpoints.check_folder(config, resume)
+    data = load_data(config)
+    output_dir = Path(config.training.output_dir)
+    console = Console(stderr=True) if console is None else console
+    stop = StopOnSignal()
+    with _quiet(), _threads(config.training.threads), stop:
+        trainer, metrics, display = _assemble(config, data, console, [*callbacks, stop])
+        if trainer.is_world_process_zero():
+            output_dir.mkdir(parents=True, exist_ok=True)
+            checkpoints.truncate_metrics(metrics.path, found[1] if found else -1)
+            checkpoints.write_whole(output_dir / checkpoints.CONFIG_FILE, config.to_yaml)
+        try:
+            trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
+        finally:
+            display.close()
+        finished = trainer.state.global_step >= config.training.steps
+        if finished and trainer.is_world_process_zero():
+            checkpoints.write_whole(output_dir / checkpoints.MODEL_DIR, lambda folder: _save(trainer, data, folder))
+    return TrainResult(
+        step=trainer.state.global_step,
+        loss=metrics.last["loss"],
+        eval_loss=metrics.last.get("eval_loss"),
+        eval_bpb=metrics.last.get("eval_bpb"),
+        model_dir=output_dir / checkpoints.MODEL_DIR if finished else None,
+        signal=None if finished else stop.received,
+    )
+
+
+def _assemble(
+    config: TrainConfig, data: RunData, console: Console, callbacks: list[TrainerCallback]
+) -> tuple[TitansTrainer, Metrics, Display]:
+    """The model from its seed, and the Trainer with its callbacks around it."""
+    settings = config.training
+    arguments = trainer_arguments(settings)
+    windows_per_step = settings.batch_size * settings.gradient_accumulation * arguments.world_size
+    metrics = Metrics(Path(settings.output_dir) / checkpoints.METRICS_FILE, windows_per_step * config.data.length)
+    display = Display(console, metrics, settings.log_every)
+    curve = Curve(metrics.path, Path(settings.output_dir) / checkpoints.CURVE_FILE)
+    set_seed(settings.seed)
+    trainer = TitansTrainer(
+        settings,
+        bytes_per_token=data.bytes_per_token,
+        model=TitansForCausalLM(TitansHFConfig(config.model)),
+        args=arguments,
+        train_dataset=WindowDataset(
+            data.training, config.data.length, settings.seed, n_windows=settings.steps * windows_per_step
+        ),
+        eval_dataset=data.validation,
+        callbacks=[metrics, curve, display, *callbacks],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer, metrics, display
+
+
+def trainer_arguments(settings: TrainingSection) -> TrainingArguments:
+    """Our settings in transformers' words, everything that prints or reports on its own switched off."""
+    return TrainingArguments(
+        output_dir=settings.output_dir,
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        learning_rate=settings.lr,
+        max_grad_norm=settings.clip,
+        bf16=settings.precision == "bf16",
+        use_cpu=settings.device == "cpu",
+        save_strategy="steps",
+        save_steps=settings.save_every or settings.steps,
+        save_total_limit=settings.keep_checkpoints,
+        eval_strategy="steps" if settings.eval_every else "no",
+        eval_steps=settings.eval_every or None,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        seed=settings.seed,
+        dataloader_pin_memory=settings.device != "cpu" and torch.cuda.is_available(),
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+        log_level_replica="error",
+    )
+
+
+def _save(trainer: TitansTrainer, data: RunData, folder: Path) -> None:
+    """The trained model in our own format, and its tokenizer beside it."""
+    cast(TitansForCausalLM, trainer.model).model.save_pretrained(folder)
+    save_tokenizer(data.tokenizer, folder)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' bars for reading and writing weights off the screen, and a hint of torch that bf16 brings."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+            yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Let torch use ``count`` CPU threads meanwhile."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

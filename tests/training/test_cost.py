@@ -1,0 +1,33 @@
+"""The cost of one block, scaled, is the cost of the model."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from titans.models import TitansConfig, build_model, count_parameters
+from titans.training.cost import measure_cost
+
+
+@pytest.mark.parametrize(
+    ("variant", "tied"),
+    [("LMM", True), ("MAC", False), ("MAG", True), ("MAL", True), ("transformer", False), ("swa", True)],
+)
+def test_it_is_what_the_whole_model_has_and_does(variant, tied):
+    config = TitansConfig(
+        variant=variant, vocab_size=50, d_model=32, n_layers=2, chunk_size=4, segment_len=8, window=10,
+        n_persistent=2, max_seq_len=32, tie_embeddings=tied,
+    )  # fmt: skip
+    cost = measure_cost(config)
+    model = build_model(config).requires_grad_(False)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        out = model(torch.ones((1, cost.tokens), dtype=torch.int64))
+    assert cost.parameters == count_parameters(model)
+    assert cost.flops_per_token == pytest.approx(counter.get_total_flops() / cost.tokens)
+    assert cost.state_bytes == out.state.nbytes
+
+
+def test_it_leaves_the_random_state_alone():
+    before = torch.get_rng_state()
+    measure_cost(TitansConfig(d_model=16, n_layers=1, chunk_size=4, max_seq_len=8))
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,201 @@
+"""A run leaves what it promises, resumes exactly, and stops well."""
+
+import io
+import json
+import math
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import TrainerCallback
+
+from titans.data import TokenDocuments, evaluation_windows, load_documents, load_tokenizer
+from titans.models import load_model
+from titans.training.config import ConfigError
+from titans.training.run import train
+from titans.training.trainer import NonFiniteError
+
+
+def metrics(folder: str | Path) -> list[dict]:
+    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def losses(folder: str | Path) -> list[tuple]:
+    """Everything in the metrics that must not depend on the machine's speed."""
+    return [tuple(sorted((k, v) for k, v in line.items() if k != "tokens_per_s")) for line in metrics(folder)]
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+class AtStep(TrainerCallback):
+    """Does something at the end of one step."""
+
+    def __init__(self, step: int, action):
+        self.step, self.action = step, action
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step == self.step:
+            self.action(model)
+
+
+def test_a_run_leaves_model_metrics_curve_and_checkpoints(make_config, capfd):
+    config = make_config("run", "training.eval_every=4")
+    output = io.StringIO()
+    result = train(config, console=Console(file=output))
+    folder = Path(config.training.output_dir)
+
+    assert capfd.readouterr() == ("", "")
+    assert "step 8/8" in output.getvalue() and "bits per byte" in output.getvalue()
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "checkpoint-6", "checkpoint-8", "config.yaml", "curve.png", "metrics.jsonl", "model",
+    ]  # fmt: skip
+    assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+    steps = [line for line in metrics(folder) if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 9))
+    assert set(steps[0]) == {"step", "loss", "lr", "grad_norm", "tokens_per_s"}
+    assert [line["step"] for line in metrics(folder) if "eval_loss" in line] == [4, 8]
+    assert result.step == 8 and result.signal is None
+    assert steps[-1]["loss"] < steps[0]["loss"]
+
+
+def test_evaluation_is_the_mean_loss_and_in_bits_per_byte(corpus, whole):
+    model = load_model(whole / "model")
+    documents = TokenDocuments.from_texts(load_documents(corpus, "validation"), load_tokenizer("bytes"))
+    windows = evaluation_windows(documents, length=24, n=200 // 24)
+    ids = torch.stack([windows[i]["input_ids"] for i in range(len(windows))])
+    with torch.no_grad():
+        expected = model(ids, labels=ids).loss
+    last = metrics(whole)[-1]
+    assert last["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert last["eval_bpb"] == pytest.approx(last["eval_loss"] / math.log(2))
+
+
+def test_resumed_after_a_signal_it_is_the_uninterrupted_run(make_config, whole):
+    parts = make_config("parts")
+    stopped = train(parts, console=quiet(), callbacks=[AtStep(5, lambda model: signal.raise_signal(signal.SIGTERM))])
+    assert (stopped.step, stopped.signal, stopped.model_dir) == (5, signal.SIGTERM, None)
+    train(parts, resume=True, console=quiet())
+
+    assert losses(parts.training.output_dir) == losses(whole)
+    weights = [load_model(Path(folder) / "model").state_dict() for folder in (whole, parts.training.output_dir)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_accumulated_batches_resume_and_are_the_mean_of_a_large_batch(make_config, whole):
+    config = make_config("run", "training.batch_size=1", "training.gradient_accumulation=2")
+    train(config, console=quiet(), callbacks=[AtStep(5, lambda model: signal.raise_signal(signal.SIGINT))])
+    train(config, resume=True, console=quiet())
+    for mine, reference in zip(metrics(config.training.output_dir), metrics(whole), strict=True):
+        assert {name: value for name, value in mine.items() if name != "tokens_per_s"} == pytest.approx(
+            {name: value for name, value in reference.items() if name != "tokens_per_s"}, rel=1e-3
+        )
+
+
+def test_resume_goes_back_to_the_last_whole_checkpoint(make_config, whole):
+    crashed = make_config("crashed")
+
+    def crash(model):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(crashed, console=quiet(), callbacks=[AtStep(8, crash)])
+    folder = Path(crashed.training.output_dir)
+    (folder / "checkpoint-6" / "trainer_state.json").write_text('{"global_')  # cut off while being written
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')
+    train(crashed, resume=True, console=quiet())
+    assert losses(folder) == losses(whole)
+
+
+def test_a_folder_with_a_run_is_not_overwritten(make_config, tmp_path):
+    config = make_config("run", "training.steps=2")
+    train(config, console=quiet())
+    with pytest.raises(ConfigError, match=r"already holds a run; go on with --resume"):
+        train(config, console=quiet())
+    with pytest.raises(ConfigError, match=r"training\.steps: the run in .* already reached step 2"):
+        train(config, resume=True, console=quiet())
+    longer = make_config("run", "training.steps=4", "training.batch_size=1")
+    with pytest.raises(ConfigError, match=r"training\.batch_size: the run was started with 2, .* with 1"):
+        train(longer, resume=True, console=quiet())
+    with pytest.raises(ConfigError, match=r"holds no complete checkpoint"):
+        train(make_config("empty"), resume=True, console=quiet())
+    assert not (tmp_path / "empty").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.source=/nowhere.txt", r"data\.source: '/nowhere\.txt'"),
+        ("data.tokenizer=/nowhere.json", r"data\.tokenizer: '/nowhere\.json'"),
+        ("model.vocab_size=100", r"model\.vocab_size: 100 is less than the 256 ids"),
+        ("data.length=5000", r"data\.length: 5000 is more than"),
+    ],
+)
+def test_unusable_data_is_named_and_nothing_is_written(make_config, tmp_path, override, message):
+    with pytest.raises(ConfigError, match=message):
+        train(make_config("run", override), console=quiet())
+    assert not (tmp_path / "run").exists()
+
+
+def poison_weight(model):
+    model.model.get_parameter(first_matrix(model)).data[0, 0] = float("nan")
+
+
+def first_matrix(model) -> str:
+    return next(name for name, p in model.model.named_parameters() if p.ndim == 2)
+
+
+def poison_gradient(model):
+    dict(model.model.named_parameters())[first_matrix(model)].register_hook(lambda grad: grad * float("inf"))
+
+
+def poison_activation(model):
+    next(iter(m for m in model.modules() if isinstance(m, torch.nn.RMSNorm))).register_forward_hook(
+        lambda module, args, output: output * float("nan")
+    )
+
+
+@pytest.mark.parametrize(
+    ("poison", "message"),
+    [
+        (poison_gradient, r"step 6: the gradient norm is (nan|inf); first bad tensor: gradient of model\."),
+        (poison_activation, r"step 6: the loss is nan; first bad tensor: output of model\."),
+    ],
+)
+def test_a_non_finite_value_stops_after_saving_the_last_good_step(make_config, whole, poison, message):
+    config = make_config()
+    with pytest.raises(NonFiniteError, match=message) as error:
+        train(config, console=quiet(), callbacks=[AtStep(5, poison)])
+    folder = Path(config.training.output_dir)
+    assert str(error.value).endswith(f"last good checkpoint: {folder / 'checkpoint-5'}")
+    assert (folder / "checkpoint-5" / "trainer_state.json").exists()
+
+    train(config, resume=True, console=quiet())
+    assert losses(folder) == losses(whole)
+
+
+def test_bad_weights_are_never_saved_as_the_last_good_step(make_config):
+    config = make_config()
+    with pytest.raises(NonFiniteError, match=r"first bad tensor: parameter .*checkpoint-3$"):
+        train(config, console=quiet(), callbacks=[AtStep(5, poison_weight)])
+
+
+def test_bf16_trains_with_float32_weights(make_config, whole):
+    config = make_config("run", "training.precision=bf16", "training.steps=3")
+    result = train(config, console=quiet())
+    assert all(p.dtype == torch.float32 for p in load_model(result.model_dir).parameters())
+    first, reference = metrics(config.training.output_dir)[0], metrics(whole)[0]
+    assert first["loss"] == pytest.approx(reference["loss"], rel=0.02)
+    assert first["loss"] != reference["loss"]
+
+
+def test_no_evaluation_and_no_checkpoints_between(make_config):
+    config = make_config("run", "training.eval_every=0", "training.save_every=0", "training.clip=0")
+    result = train(config, console=quiet())
+    assert result.eval_loss is None
+    assert [p.name for p in Path(config.training.output_dir).glob("checkpoint-*")] == ["checkpoint-8"]
