@@ -42,8 +42,9 @@ class Stream:
 
 def make_model(variant: str, options: argparse.Namespace):
     """A model with random weights; decoding costs the same as with trained ones."""
-    import titans
     import torch
+
+    import titans
 
     torch.manual_seed(0)
     config = titans.TitansConfig(
@@ -67,7 +68,9 @@ def check_against_forward(model, options: argparse.Namespace) -> float:
         state = out.state
     error = relative_error((torch.cat(pieces, 1),), (expected,))
     if not error <= TOLERANCE:
-        raise BenchmarkError(f"token by token differs from one pass by {error:.1e} (allowed: {TOLERANCE:.0e}); no report")
+        raise BenchmarkError(
+            f"token by token differs from one pass by {error:.1e} (allowed: {TOLERANCE:.0e}); no report"
+        )
     return error
 
 
@@ -109,7 +112,9 @@ def run(options: argparse.Namespace) -> None:
         }
         for s in streams
     ]
-    print(f"Decoding, ms per token (median; mean in brackets), width {options.width}, {options.layers} layers, batch 1\n")
+    print(
+        f"Decoding, ms per token (median; mean in brackets), width {options.width}, {options.layers} layers, batch 1\n"
+    )
     print(decode_table(streams, options.contexts, options.tokens))
     settings = {k: v for k, v in vars(options).items() if k != "output"}
     info = {"torch": torch.__version__, "error_against_forward": errors, "peak_rss_bytes": harness.peak_rss_bytes()}

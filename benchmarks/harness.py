@@ -251,7 +251,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     rows = [head, *rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = [
-        "| " + " | ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) + " |"
+        "| "
+        + " | ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        + " |"
         for row in rows
     ]
     lines.insert(1, "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|")
@@ -295,7 +297,9 @@ def machine() -> dict:
     cpuinfo, meminfo = (p.read_text() if p.exists() else "" for p in facts)
     model = [line.split(":", 1)[1].strip() for line in cpuinfo.splitlines() if line.startswith("model name")]
     memory = [int(line.split()[1]) * 1024 for line in meminfo.splitlines() if line.startswith("MemTotal")]
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     return {
         "system": platform.platform(),
         "processor": model[0] if model else platform.processor(),

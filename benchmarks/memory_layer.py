@@ -78,6 +78,7 @@ def make_layer(settings: dict):
     """Our layer, in its engine."""
     import ours
     import torch
+
     from titans import NeuralMemory
 
     torch.set_num_threads(settings["threads"])
@@ -214,7 +215,9 @@ def fractions(results: list[harness.Result]) -> list[str]:
         lines.append(f"{limit.contestant.title}: {rate:.0f} GFLOP/s")
         for ours in (r for r in results if r.contestant.settings["kind"] == "titans"):
             share = harness.spread(harness.ratios(ours, limit))
-            lines.append(f"  {ours.contestant.title}: {share['median']:.2f} of it ({share['min']:.2f} to {share['max']:.2f})")
+            lines.append(
+                f"  {ours.contestant.title}: {share['median']:.2f} of it ({share['min']:.2f} to {share['max']:.2f})"
+            )
     return lines
 
 

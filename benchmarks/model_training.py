@@ -64,8 +64,9 @@ def build(settings: dict) -> tuple[Step, dict]:
 def make_model(settings: dict):
     """Our model, its memories in their engine."""
     import ours
-    import titans
     import torch
+
+    import titans
 
     torch.set_num_threads(settings["threads"])
     torch.manual_seed(0)
@@ -196,7 +197,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--tokens", type=int, default=1024, help="T (default: %(default)s)")
     result.add_argument("--batch", type=int, default=2)
     result.add_argument("--optimizer", choices=("none", "adamw"), default="none", help="default: %(default)s")
-    result.add_argument("--peer-batch-size", type=int, metavar="N", help="tokens after which the peers move their weights")
+    result.add_argument(
+        "--peer-batch-size", type=int, metavar="N", help="tokens after which the peers move their weights"
+    )
     harness.add_race_options(result, rounds=10, warmup=3)
     result.add_argument("--titans-miras-python", default="", metavar="PATH", help="python with python-titans-miras")
     return result

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
-import torch
 from harness import BenchmarkError
-from titans import NeuralMemory, __version__
 from torch import Tensor, nn
+
+from titans import NeuralMemory, __version__
 
 
 def package_versions() -> dict:

@@ -1,7 +1,7 @@
 """MQAR: does the memory recall pairs, and does it still at 16 times the training length?
 
-Trains an LMM (steady, C = 16) and the sliding-window baseline (window 16) on MQAR with T = 64, 6 pairs and 128 tokens of
-vocabulary, and scores both at longer lengths. ``python benchmarks/recall.py --output docs/results/raw/recall.json``.
+Trains an LMM (steady, C = 16) and the sliding-window baseline (window 16) on MQAR with T = 64, 6 pairs and 128 tokens
+of vocabulary, and scores both at longer lengths. ``python benchmarks/recall.py --output docs/results/raw/recall.json``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,11 @@ def train(config: TitansConfig, seed: int, steps: int, batch: int, lr: float) ->
         optimizer.zero_grad()
         schedule.step()
         if (step + 1) % 50 == 0:
-            print(f"  step {step + 1:4d}  loss {losses[-1]:.3f}  largest gradient norm {max(norms[WARMUP:]):.2f}", flush=True)
+            worst = max(norms[WARMUP:])
+            print(
+                f"  step {step + 1:4d}  loss {losses[-1]:.3f}  largest gradient norm {worst:.2f}",
+                flush=True,
+            )
     run = {
         "seconds": time.perf_counter() - started,
         "largest_gradient_norm_after_warmup": max(norms[WARMUP:]),

@@ -7,14 +7,21 @@ import math
 
 import pytest
 import torch
-from helpers import assert_close
 
+from helpers import assert_close
 from titans import MirasConfig, TitansConfig, TitansMAC, build_model, count_parameters, load_model
 from titans.models import ModelState
 
 VARIANTS = ["LMM", "MAC", "MAG", "MAL"]
 ALL = [*VARIANTS, "transformer", "swa"]
 VOCAB = 11
+
+
+SETTINGS = [
+    {"miras": MirasConfig.titans(), "n_persistent": 0, "d_hidden": None},
+    {"conv_kernel": 0, "use_decay": False},
+    {"n_memory_tokens": 2, "use_momentum": False, "mem_layers": 1, "d_hidden": None},
+]
 
 
 def small(variant, **changes):
@@ -57,8 +64,7 @@ def test_any_split_equals_the_whole(variant, cuts):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("changes", [{"miras": MirasConfig.titans(), "n_persistent": 0, "d_hidden": None}, {"conv_kernel": 0, "use_decay": False},
-                                     {"n_memory_tokens": 2, "use_momentum": False, "mem_layers": 1, "d_hidden": None}])  # fmt: skip
+@pytest.mark.parametrize("changes", SETTINGS)
 def test_settings_stream_exactly(variant, changes):
     model, x = small(variant, **changes), ids()
     whole = model(x).logits

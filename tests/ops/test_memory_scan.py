@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 import torch
-from helpers import assert_close
 
+from helpers import assert_close
 from titans.miras import (
     MLP,
     GatedMLP,

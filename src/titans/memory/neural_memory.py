@@ -121,12 +121,25 @@ class NeuralMemory(nn.Module):
             nn.init.constant_(self.gates.bias[-self.n_heads :], logit)
 
     @overload
-    def forward(self, x: Tensor, state: NeuralMemoryState | None = ..., *, mask: Tensor | None = ...,
-                store_mask: Tensor | None = ...) -> Tensor: ...  # fmt: skip
+    def forward(
+        self,
+        x: Tensor,
+        state: NeuralMemoryState | None = ...,
+        return_state: Literal[False] = ...,
+        mask: Tensor | None = ...,
+        store_mask: Tensor | None = ...,
+    ) -> Tensor: ...
 
     @overload
-    def forward(self, x: Tensor, state: NeuralMemoryState | None = ..., return_state: bool = ...,
-                mask: Tensor | None = ..., store_mask: Tensor | None = ...) -> tuple[Tensor, NeuralMemoryState]: ...  # fmt: skip
+    def forward(
+        self,
+        x: Tensor,
+        state: NeuralMemoryState | None = ...,
+        *,
+        return_state: Literal[True],
+        mask: Tensor | None = ...,
+        store_mask: Tensor | None = ...,
+    ) -> tuple[Tensor, NeuralMemoryState]: ...
 
     def forward(
         self,
@@ -176,8 +189,8 @@ class NeuralMemory(nn.Module):
         place = _going_on(x, state, lengths)
         q, k, v, tail = self._project(x, state, place)
         y, memory = memory_scan(
-            q, k, v, *self._gates(x), lengths=lengths, store_mask=store_mask, **self._rule(), chunk_size=self.chunk_size,
-            state=None if state is None else state.memory, engine=self.engine,
+            q, k, v, *self._gates(x), lengths=lengths, store_mask=store_mask, chunk_size=self.chunk_size,
+            state=None if state is None else state.memory, engine=self.engine, **self._rule(),
         )  # fmt: skip
         return self.emit(y, x), NeuralMemoryState(memory, tail, place.after)
 

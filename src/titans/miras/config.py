@@ -33,7 +33,7 @@ class MirasConfig(BaseModel):
 
     @classmethod
     def titans(cls, architecture: Network | None = None) -> MirasConfig:
-        """The rule of Titans Eqs. 8-14, verbatim; ``architecture`` overrides the network, which the paper leaves open."""
+        """The rule of Titans Eqs. 8-14, verbatim; the paper leaves the network open, ``architecture`` overrides it."""
         return cls(architecture=architecture or MLP(), retention=WeightDecay())
 
 

@@ -79,8 +79,8 @@ class LMMMixer(nn.Module):
     def forward(
         self, x: Tensor, state: NeuralMemoryState | None, place: Place, store: Tensor | None
     ) -> tuple[Tensor, NeuralMemoryState]:
-        y, state, _ = self.branch(x, state, place, store)
-        return y, state
+        y, after, _ = self.branch(x, state, place, store)
+        return y, after
 
 
 @dataclass(frozen=True)
@@ -344,6 +344,6 @@ class Block(nn.Module):
         self.ffn = FeedForward(config.d_model, config.ffn_mult)
 
     def forward(self, x: Tensor, state: State | None, place: Place, store: Tensor | None) -> tuple[Tensor, State]:
-        mixed, state = self.mixer(self.mixer_norm(x), state, place, store)
+        mixed, after = self.mixer(self.mixer_norm(x), state, place, store)
         x = x + mixed
-        return x + self.ffn(self.ffn_norm(x)), state
+        return x + self.ffn(self.ffn_norm(x)), after

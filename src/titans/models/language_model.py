@@ -70,7 +70,7 @@ class TitansModel(GenerationMixin, nn.Module):
             self.head.weight = self.embedding.weight
 
     def reset_parameters(self) -> None:
-        """Normal with variance 1 / fan-in, so that activations start at unit scale; less where blocks add to the stream.
+        """Normal with variance 1 / fan-in: activations start at unit scale; less where blocks add to the stream.
 
         The embedding starts at the same scale as the tied output projection: logits of unit variance.
         """

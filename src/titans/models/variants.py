@@ -12,8 +12,8 @@ class TitansLMM(TitansModel):
     """The neural memory as the only mixer (Titans §4.3).
 
     Args:
-        vocab_size, d_model, n_layers, mem_layers, d_hidden, n_persistent, chunk_size, ffn_mult, use_momentum, use_decay:
-            as in :class:`TitansConfig`.
+        vocab_size, d_model, n_layers, mem_layers, d_hidden, n_persistent, chunk_size, ffn_mult, use_momentum,
+        use_decay: as in :class:`TitansConfig`.
         fields: any other field of :class:`TitansConfig`, by name.
     """
 

@@ -1,7 +1,7 @@
 """Rows of different lengths in one batch, without loops over rows.
 
-Inside the library a ragged batch is right-padded: row b's real tokens are columns 0 .. lengths[b]-1. Whatever a row must
-remember of its past is kept right-aligned. Then "past, then new tokens" is one concatenation for every row at once.
+Inside the library a ragged batch is right-padded: row b's real tokens are columns 0 .. lengths[b]-1. Whatever a row
+must remember of its past is kept right-aligned. So "past, then new tokens" is one concatenation for all rows at once.
 Lengths are tuples of plain integers: nothing here waits for an accelerator, and uniform batches cost nothing.
 """
 

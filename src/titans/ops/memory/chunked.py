@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -84,12 +84,12 @@ def _uniform_scan(
     if full:
         stop = first + full * size
         decays = _unbind(_decay(_fold_gates(_slice_gates(gates, first, stop), full)), full)
-        parts = [x[:, first:stop].unflatten(1, (full, size)).unbind(1) for x in (q, k, v)]
-        for *qkv, decay in zip(*parts, decays, strict=True):
+        chunks = [x[:, first:stop].unflatten(1, (full, size)).unbind(1) for x in (q, k, v)]
+        for q_c, k_c, v_c, decay in zip(*chunks, decays, strict=True):
             if traces is None:
-                walk.whole(*qkv, decay)
+                walk.whole(q_c, k_c, v_c, decay)
             else:
-                walk.step(Block(*qkv, decay), None, True)
+                walk.step(Block(q_c, k_c, v_c, decay), None, True)
     if (start := first + full * size) < tokens:
         tail = _slice_gates(gates, start, tokens)
         walk.step(Block(q[:, start:], k[:, start:], v[:, start:], _decay(tail)), tail, False)
@@ -116,7 +116,7 @@ def _ragged_scan(
         counts = [min(size - p, n - d) for p, d, n in zip(phases, done, lengths, strict=True)]
         width = max(counts)
         real = valid(counts, width, q.device)
-        new = gates.map(lambda g: columns(g, done, width)).where(real)
+        new = gates.map(partial(columns, start=done, width=width)).where(real)
         joined = new if walk.chunk is None else walk.chunk.gates.then(new)
         closing = [p + c == size for p, c in zip(phases, counts, strict=True)]
         block = Block(columns(q, done, width), columns(k, done, width), columns(v, done, width), _decay(joined))

@@ -129,7 +129,7 @@ def memory_read(
     norm: Norm | None = None,
 ) -> Tensor:
     """Read q [B, T, H, D] from the memory as it stands after the last token of ``state``; nothing is written."""
-    batch, tokens, heads, width = q.shape
+    batch, _, heads, width = q.shape
     _check_weights(weights, miras, heads, width)
     dtype = torch.promote_types(q.dtype, torch.float32)
     with torch.autocast(q.device.type, enabled=False):
@@ -137,7 +137,6 @@ def memory_read(
         start = _start(
             weights, dtype, state, batch, heads, state.chunk_size if state else 1, bool(state and state.momentum)
         )
-        flat = _rows(q, dtype)
         read = read_open(rule, _rows(q, dtype), start)
     return read.unflatten(0, (batch, heads)).transpose(1, 2).to(q.dtype)
 
@@ -179,11 +178,11 @@ def _scan(
         if store_mask is not None:
             flat = flat.where(store_mask.repeat_interleave(heads, 0))
         repeated = None if lengths is None else tuple(n for n in lengths for _ in range(heads))
-        qkv = tuple(_rows(x, dtype) for x in (q, k, v))
+        queries, keys, values = (_rows(x, dtype) for x in (q, k, v))
         if engine == "reference":
-            y, end = reference_scan(rule, *qkv, flat, start, repeated)
+            y, end = reference_scan(rule, queries, keys, values, flat, start, repeated)
         else:
-            y, end = chunked_scan(rule, *qkv, flat, start, repeated, traces, engine == "compiled")
+            y, end = chunked_scan(rule, queries, keys, values, flat, start, repeated, traces, engine == "compiled")
     y = y.unflatten(0, (batch, heads)).transpose(1, 2).to(q.dtype)
     if order is not None and mask is not None:
         y = restore(y, order, mask)
