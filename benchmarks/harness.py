@@ -312,7 +312,7 @@ def machine() -> dict:
 
 def note(text: str) -> None:
     """Progress, kept apart from the table on stdout."""
-    print(text, file=sys.stderr, flush=True)
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 # --- options ---

@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from titans.ops.place import Place
 from titans.ops.ragged import columns
+
+
+class _Depthwise(torch.autograd.Function):
+    """y[:, t] = Σ_j w_j ⊙ padded[:, t + j] as shifted multiply-adds; autograd would zero-fill a tensor per shift."""
+
+    @staticmethod
+    def forward(padded: Tensor, weight: Tensor) -> Tensor:
+        tokens = padded.shape[1] - weight.shape[0] + 1
+        y = padded[:, :tokens] * weight[0]
+        for j in range(1, weight.shape[0]):
+            y.addcmul_(padded[:, j : j + tokens], weight[j])
+        return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        padded, weight = ctx.saved_tensors
+        tokens = grad.shape[1]
+        grad_padded, grad_weight = torch.zeros_like(padded), torch.empty_like(weight)
+        for j in range(weight.shape[0]):
+            grad_padded[:, j : j + tokens].addcmul_(grad, weight[j])
+            grad_weight[j] = (grad * padded[:, j : j + tokens]).sum((0, 1))
+        return grad_padded, grad_weight
 
 
 class ShortConvolution(nn.Module):
@@ -31,8 +61,6 @@ class ShortConvolution(nn.Module):
             fresh = torch.tensor([s == 0 for s in place.seen], device=x.device)
             tail = tail.masked_fill(fresh.view(-1, 1, 1), 0)
         padded = torch.cat((tail.to(x.dtype), x), 1)
-        tokens = x.shape[1]
-        y = padded[:, :tokens] * self.weight[0]
-        for j in range(1, self.kernel):
-            y = torch.addcmul(y, padded[:, j : j + tokens], self.weight[j])
+        weight = self.weight.to(x.dtype)
+        y = _Depthwise.apply(padded, weight)
         return y, columns(padded, place.counts, reach)
