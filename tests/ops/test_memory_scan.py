@@ -288,3 +288,25 @@ def test_a_foreign_state_is_refused():
         run(tensors, miras, 8, state=state)
     with pytest.raises(ValueError, match="state has weights"):
         run(tensors, miras, 4, state=state.select([0]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("retention", sorted(RETENTIONS))
+def test_compiled_equals_chunked(retention):
+    tensors, miras = make(retention=retention, tokens=35)
+    y, state = run(tensors, miras, 16, engine="compiled")
+    y_plain, state_plain = run(tensors, miras, 16)
+    assert_close(y, y_plain, "y")
+    expected = gradients(y_plain, state_plain, tensors)
+    for name, grad in gradients(y, state, tensors).items():
+        assert_close(grad, expected[name], f"gradient of {name}")
+
+
+@pytest.mark.parametrize("network", ["matrix", "mlp", "gated_mlp"])
+def test_sphere_keeps_every_row_norm_whatever_the_input(network):
+    tensors, miras = make(network, "sphere", tokens=64)
+    huge = {**tensors, "v": tensors["v"] * 1e6, "theta": torch.full_like(tensors["theta"], 0.5)}
+    y, state = run(huge, miras, 8)
+    assert torch.isfinite(y).all()
+    for now, start in zip(state.weights, tensors["weights"], strict=True):
+        assert_close(now.norm(dim=-1), start.norm(dim=-1).expand(BATCH, -1, -1), "row norms")

@@ -1,0 +1,126 @@
+"""The memory as a layer: streaming, reading without writing, traces, masks, shorthands, errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import assert_close
+
+from titans import MirasConfig, NeuralMemory, PersistentMemory
+
+
+@pytest.fixture
+def memory():
+    torch.manual_seed(0)
+    return NeuralMemory(d_model=12, n_heads=2, chunk_size=4).double()
+
+
+def inputs(tokens=11):
+    return torch.randn(2, tokens, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def test_stream_equals_whole(memory):
+    x = inputs()
+    y, state = memory(x, return_state=True)
+    pieces, carried = [], None
+    for t in range(11):
+        piece, carried = memory(x[:, t : t + 1], state=carried, return_state=True)
+        pieces.append(piece)
+    assert_close(torch.cat(pieces, 1), y, "y")
+    assert carried.seen == state.seen == (11, 11)
+
+
+def test_retrieve_reads_what_the_last_token_read_and_writes_nothing(memory):
+    x = inputs()
+    y, _ = memory(x, return_state=True)
+    _, before = memory(x[:, :10], return_state=True)
+    _, after = memory(x, return_state=True)
+    # The convolution of a retrieved token continues the stream, so token 10 itself is read after reading 0..9.
+    read = memory.retrieve(x[:, 10:], state=before)
+    assert read.shape == (2, 1, 12)
+    assert (read - y[:, 10:]).abs().max() > 1e-9
+    again = memory.retrieve(x[:, :3], state=after)
+    assert_close(memory.retrieve(x[:, :3], state=after), again, "second retrieval", 0)
+
+
+def test_repetition_lowers_the_surprise(memory):
+    x = inputs(4).repeat(1, 6, 1)
+    trace = memory.trace(x)
+    assert trace.surprise.shape == trace.loss.shape == trace.theta.shape == (2, 24, 2)
+    assert trace.loss[:, -4:].mean() < trace.loss[:, 4:8].mean()
+
+
+def test_mask_gives_each_row_what_it_gives_alone(memory):
+    x = inputs()
+    mask = torch.ones(2, 11, dtype=torch.bool)
+    mask[0, :5] = False
+    y, state = memory(x, return_state=True, mask=mask)
+    assert_close(y[:1, 5:], memory(x[:1, 5:]), "padded row")
+    assert y[0, :5].abs().max() == 0
+    fresh, _ = memory(x, state=state.reset([1]), return_state=True)
+    assert_close(fresh[1:], memory(x[1:]), "reset row")
+
+
+def test_a_store_mask_of_zeros_leaves_reads_at_the_initial_weights(memory):
+    x = inputs()
+    off = torch.zeros(2, 11, dtype=torch.bool)
+    assert_close(memory(x, store_mask=off), memory.retrieve(x), "reads")
+
+
+@pytest.mark.parametrize("retention", ["titans", "steady"])
+def test_bfloat16_inputs_keep_a_float32_state(retention):
+    torch.manual_seed(0)
+    layer = NeuralMemory(12, n_heads=2, chunk_size=4, miras=getattr(MirasConfig, retention)())
+    with torch.autocast("cpu", torch.bfloat16):
+        y, state = layer(inputs().float(), return_state=True)
+    assert state.memory.weights[0].dtype == torch.float32
+    assert torch.isfinite(y).all()
+
+
+def test_a_million_scale_input_stays_finite():
+    torch.manual_seed(0)
+    layer = NeuralMemory(12, n_heads=2, chunk_size=8)
+    with torch.no_grad():
+        assert torch.isfinite(layer(1e6 * inputs(400).float())).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: NeuralMemory(12, n_heads=5), "n_heads must divide d_model = 12, got 5"),
+        (lambda: NeuralMemory(12, chunk_size=0), "chunk_size must be at least 1, got 0"),
+        (lambda: NeuralMemory(12, n_layers=3, miras=MirasConfig.titans()), "mem_layers = 3 contradicts miras"),
+        (lambda: NeuralMemory(12, n_layers=1, d_hidden=24), "d_hidden = 24 needs a memory with a hidden layer"),
+        (lambda: NeuralMemory(12, qkv_activation="relu"), "qkv_activation must be"),
+        (lambda: PersistentMemory(-1, 4), "n_tokens must be at least 0, got -1"),
+    ],
+)
+def test_wrong_arguments_are_named(make, named):
+    with pytest.raises(ValueError, match=named):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda m: m(torch.zeros(2, 3)), r"x must be a non-empty \[B, T, 12\]"),
+        (lambda m: m(torch.zeros(2, 3, 12, dtype=torch.long)), "x must be floating point"),
+        (lambda m: m(inputs(), mask=torch.ones(2, 11)), "mask must be bool"),
+        (lambda m: m(inputs(), state=3), "state must be a NeuralMemoryState, got int"),
+        (lambda m: m(inputs()[:1], state=m(inputs(), return_state=True)[1]), "state has 2 rows, x has 1"),
+    ],
+)
+def test_wrong_calls_are_named(memory, call, named):
+    with pytest.raises(ValueError, match=named):
+        call(memory)
+
+
+def test_persistent_memory_prepends_strips_and_freezes():
+    persistent = PersistentMemory(3, 4)
+    x = torch.randn(2, 5, 4)
+    assert torch.equal(persistent.strip(persistent(x)), x)
+    assert torch.equal(persistent(x)[1, :3], persistent.P)
+    persistent.freeze()
+    assert not persistent.P.requires_grad
+    persistent.unfreeze()
+    assert persistent.P.requires_grad
