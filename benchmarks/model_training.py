@@ -3,7 +3,7 @@
 All have the same width, layers, heads, segment, persistent tokens and memory network, with a memory in every layer,
 float32. Every model sees ``tokens`` positions. The peers run as their authors set them by default: the memory chunk is
 the segment, gates are shared by the tokens of a segment, and all gradients are taken at the initial weights (their
-fastest setting; ``--peer-batch-size`` makes them move the weights as often as ours do). Ours has one gate per token and
+fastest setting; ``--peer-batch-size 128`` makes them move the weights every segment). Ours has one gate per token and
 moves the weights every chunk; MAG and MAL attend to a window as long as the segment.
 Run ``python benchmarks/model_training.py --help``; benchmarks/README.md has the set-up.
 """
@@ -191,7 +191,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--heads", type=int, default=4)
     result.add_argument("--expansion", type=int, default=4, help="of the memory network (default: %(default)s)")
     result.add_argument("--segment", type=int, default=128, help="attention block or window (default: %(default)s)")
-    result.add_argument("--chunk", type=int, default=128, help="memory chunk of ours (default: %(default)s)")
+    result.add_argument("--chunk", type=int, default=64, help="memory chunk of ours (default: %(default)s)")
     result.add_argument("--persistent", type=int, default=4, help="persistent tokens (default: %(default)s)")
     result.add_argument("--vocabulary", type=int, default=256)
     result.add_argument("--tokens", type=int, default=1024, help="T (default: %(default)s)")
