@@ -1,9 +1,10 @@
 """Turn-about timing of contestants that live in processes, and Python environments, of their own.
 
-Every contestant is one worker process. The driver writes one JSON line per command to its stdin and reads one JSON
-line back: "build" prepares it, "step" runs one timed step, "peak" asks for its peak resident memory. "check" is asked of a
-process that does nothing else, so that its memory is in nobody's figures. All workers are in memory at once, only one computes at a time, and they take turns (A B C A B C ...), so that whatever else happens on the
-machine falls on all of them alike. Needs nothing but the standard library: the driver never imports torch.
+Every contestant is one worker process. The driver writes one JSON line per command to its stdin and reads one JSON line
+back: "build" prepares it, "step" runs one timed step, "peak" asks for its peak resident memory. "check" is asked of a
+process that does nothing else, so that its memory is in nobody's figures. All workers are in memory at once, only one
+computes at a time, and they take turns (A B C A B C ...), so that whatever else happens on the machine falls on all of
+them alike. Needs nothing but the standard library: the driver never imports torch.
 """
 
 from __future__ import annotations

@@ -46,7 +46,9 @@ def contestants(options: argparse.Namespace) -> list[Contestant]:
                    f"titans-pytorch, gates per {chunk}, gradients at initial weights, compiled",
                    {**peer, "chunk_size": chunk, "batch_size": None, "compile": True}, peer_python),
         Contestant("gemm", "GEMM limit of the memory", {"kind": "gemm", "projections": False}),
-        Contestant("gemm-projections", "GEMM limit with the layer's projections", {"kind": "gemm", "projections": True}),
+        Contestant(
+            "gemm-projections", "GEMM limit with the layer's projections", {"kind": "gemm", "projections": True}
+        ),
     ]  # fmt: skip
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import assert_close
 
+from helpers import assert_close
 from titans import MirasConfig, NeuralMemory, PersistentMemory
 
 
