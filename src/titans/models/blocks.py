@@ -194,10 +194,49 @@ class MACMixer(nn.Module):
         keys, values = self.attention.keys_values(x)
         angles = self.attention.angles(place, plain, self.segment)
         queries, keys = apply_rotary(plain, *angles), apply_rotary(keys, *angles)
-        if place.lengths is not None and angles[0].dim() == 2:
-            angles = tuple(a.expand(len(place.seen), -1, -1) for a in angles)
         whole = (x, context, plain, queries, keys, values)
+        if place.lengths is None and len(set(place.seen)) == 1:
+            y, state = self._uniform(whole, angles, state, place, store)
+        else:
+            y, state = self._ragged(whole, angles, state, place, store)
+        return y, replace(state, tail=tail)
 
+    def _uniform(
+        self,
+        whole: tuple[Tensor, ...],
+        angles: tuple[Tensor, ...],
+        state: MACState | None,
+        place: Place,
+        store: Tensor | None,
+    ) -> tuple[Tensor, MACState]:
+        """All rows stand at the same place of their segment: plain splits."""
+        first = min(self.segment - place.seen[0] % self.segment, place.tokens)
+        full, rest = divmod(place.tokens - first, self.segment)
+        sizes = [first, *[self.segment] * full, *([rest] if rest else [])]
+        parts = zip(*(w.split(sizes, 1) for w in whole), strict=True)
+        turns = zip(*(a.split(sizes) for a in angles), strict=True)
+        stores = [None] * len(sizes) if store is None else store.split(sizes, 1)
+        outputs, seen = [], place.seen
+        for size, part, turn, stored in zip(sizes, parts, turns, stores, strict=True):
+            inside = Place(seen, size)
+            y, state = self._segment(part, turn, state, inside, stored)
+            outputs.append(y)
+            seen = inside.after
+        if state is None:
+            raise ValueError("x must hold at least one token")
+        return torch.cat(outputs, 1), state
+
+    def _ragged(
+        self,
+        whole: tuple[Tensor, ...],
+        angles: tuple[Tensor, ...],
+        state: MACState | None,
+        place: Place,
+        store: Tensor | None,
+    ) -> tuple[Tensor, MACState]:
+        """Rows have phases and lengths of their own: each takes as many tokens per turn as its segment still holds."""
+        if angles[0].dim() == 2:
+            angles = tuple(a.expand(len(place.seen), -1, -1) for a in angles)
         outputs: list[tuple[Tensor, list[int], list[int]]] = []
         done = [0] * len(place.seen)
         while any(d < n for d, n in zip(done, place.counts, strict=True)):
@@ -207,14 +246,14 @@ class MACMixer(nn.Module):
             seen = tuple(s + d for s, d in zip(place.seen, done, strict=True))
             lengths = None if min(counts) == width else tuple(counts)
             part = tuple(columns(w, done, width) for w in whole)
-            turn = tuple(columns(a, done, width) if a.dim() == 3 else a[done[0] : done[0] + width] for a in angles)
+            turn = tuple(columns(a, done, width) for a in angles)
             stored = None if store is None else columns(store, done, width)
             y, state = self._segment(part, turn, state, Place(seen, width, lengths), stored)
             outputs.append((y, list(done), counts))
             done = [d + n for d, n in zip(done, counts, strict=True)]
         if state is None:
             raise ValueError("input_ids must hold at least one real token")
-        return _join(outputs, x), replace(state, tail=tail)
+        return _join(outputs, whole[0]) if outputs else torch.zeros_like(whole[0]), state
 
     def _segment(
         self,
@@ -296,9 +335,6 @@ def _advance_previous(previous: MemoryState | None, now: MemoryState, closing: l
 
 def _join(outputs: list[tuple[Tensor, list[int], list[int]]], like: Tensor) -> Tensor:
     """Segment outputs (values, first column per row, real columns per row) put back at their columns."""
-    if all(len(set(start)) == 1 and len(set(counts)) == 1 for _, start, counts in outputs):
-        joined = torch.cat([y for y, _, _ in outputs], 1)
-        return F.pad(joined, (0, 0, 0, like.shape[1] - joined.shape[1]))
     index = torch.zeros(like.shape[:2], dtype=torch.long)
     offset = 0
     for y, start, counts in outputs:
