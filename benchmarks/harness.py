@@ -348,7 +348,7 @@ def choose(contestants: Sequence[Contestant], keys: Sequence[str] | None, defaul
 def main(run: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
     """Parse and run; what the user can put right ends in one line and status 2."""
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through the clean-up: no worker stays behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # through the clean-up: no worker stays behind
     for name in ("threads", "rounds", "slow_rounds"):
         if getattr(options, name, 1) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
+import torch
 from harness import BenchmarkError
 from torch import Tensor, nn
 
@@ -41,8 +42,16 @@ def set_engine(module: nn.Module, name: str) -> None:
             memory.engine = name
 
 
-def check_against_reference(module: nn.Module, evaluate: Callable[[], tuple[Tensor, ...]], tolerance: float) -> dict:
+def check_against_reference(
+    module: nn.Module, evaluate: Callable[[], tuple[Tensor, ...]], tolerance: float, graph: bool = True
+) -> dict:
     """Compare what ``evaluate`` returns now and in the token-by-token reference engine; no agreement, no report.
+
+    Args:
+        module: holds the memories whose engine is exchanged.
+        evaluate: runs it.
+        tolerance: the largest relative difference that passes.
+        graph: whether ``evaluate`` needs an autograd graph in the reference engine, which is far slower with one.
 
     Returns:
         the largest difference relative to the largest entry, and the seconds of the first call, compilation included.
@@ -50,7 +59,7 @@ def check_against_reference(module: nn.Module, evaluate: Callable[[], tuple[Tens
     start = time.perf_counter()
     found = evaluate()
     first = time.perf_counter() - start
-    with engine(module, "reference"):
+    with engine(module, "reference"), torch.set_grad_enabled(graph):
         expected = evaluate()
     error = relative_error(found, expected)
     if not error <= tolerance:
