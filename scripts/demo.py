@@ -20,7 +20,7 @@ from titans.training import TrainConfig
 from titans.training.run import train
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
-STREAM, ROWS, BATCH = 1024, 64, 16
+ROWS, BATCH = 128, 16
 PROMPT = "def read_lines(path):\n    "
 
 
@@ -37,8 +37,8 @@ def main() -> int:
         return 1
     print(f"Trained {result.step} steps in {(time.monotonic() - started) / 60:.1f} minutes.\n", flush=True)
     model = load_model(result.model_dir).eval()
-    scores = measure(model, folder)
-    print(f"Validation bits per byte over {ROWS} streams of {STREAM} bytes:")
+    scores = measure(model, config.data.length, folder)
+    print(f"Validation bits per byte over {ROWS} streams of {config.data.length} bytes:")
     print(f"  memory on                          {scores['on']:.3f}")
     print(f"  memory reset at every segment      {scores['reset']:.3f}")
     print(f"  the memory is worth                {scores['reset'] - scores['on']:+.3f} bits per byte\n")
@@ -52,10 +52,10 @@ def main() -> int:
     return 0
 
 
-def measure(model: TitansModel, folder: Path) -> dict[str, float]:
+def measure(model: TitansModel, length: int, folder: Path) -> dict[str, float]:
     """Bits per byte with the memory on and reset at every segment, by position: numbers and a picture."""
     documents = TokenDocuments.from_texts(load_documents("stdlib", "validation"), ByteTokenizer())
-    windows = evaluation_windows(documents, STREAM, ROWS)
+    windows = evaluation_windows(documents, length, ROWS)
     ids = torch.stack([windows[i]["input_ids"] for i in range(len(windows))])
     curves = {
         mode: nats_by_position(model, ids.split(BATCH), segment=model.config.segment, memory=mode) / math.log(2)
