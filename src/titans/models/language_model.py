@@ -74,8 +74,8 @@ class TitansModel(GenerationMixin, nn.Module):
 
         The embedding starts at the same scale as the tied output projection: logits of unit variance.
         """
-        # What MAC, MAG and MAL read from memory or attention is normalised before it reaches the stream.
-        added = ("down.weight", "attention.out.weight") if self.config.variant != "LMM" else ("down.weight", "out.weight")
+        # What the other variants read from their memory is normalised before it reaches the stream.
+        added = ("down.weight", "out.weight" if self.config.variant == "LMM" else "attention.out.weight")
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2 and name.endswith(".weight") and "conv" not in name and "gates" not in name:
                 std = parameter.shape[-1] ** -0.5
