@@ -19,6 +19,7 @@ from titans.memory import NeuralMemory, NeuralMemoryState, PersistentMemory
 from titans.models.config import TitansConfig
 from titans.ops.attention import apply_rotary, segment_attention
 from titans.ops.memory import MemoryState, State
+from titans.ops.memory.rule import where_rows
 from titans.ops.place import Place
 from titans.ops.ragged import columns
 
@@ -286,9 +287,8 @@ class MACMixer(nn.Module):
         inside = Place(phases, place.tokens, place.lengths)
         closing = [n == self.segment for n in inside.after]
         previous = _advance_previous(previous, memory.memory, closing)
-        keep = Place(tuple(0 if c else p for p, c in zip(phases, closing, strict=True)), place.tokens, place.lengths)
         open_width = max((n for n, c in zip(inside.after, closing, strict=True) if not c), default=0)
-        tokens, reads = (_last(k, v, cached, keep, open_width) for k, v in ((keys, values), (read_keys, read_values)))
+        tokens, reads = (_last(k, v, cached, place, open_width) for k, v in ((keys, values), (read_keys, read_values)))
         return y, MACState(memory, previous, None, tokens, reads)
 
     def _always(self, plain: Tensor, previous: MemoryState | None) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -325,10 +325,7 @@ def _advance_previous(previous: MemoryState | None, now: MemoryState, closing: l
     if not any(closing):
         return previous
     rows = torch.tensor(closing, device=now.weights[0].device)
-    weights = tuple(
-        torch.where(rows.view((-1,) + (1,) * (new.dim() - 1)), new, old)
-        for new, old in zip(bare.weights, previous.weights, strict=True)
-    )
+    weights = where_rows(rows, bare.weights, previous.weights)
     count = tuple(n if c else p for n, p, c in zip(bare.count, previous.count, closing, strict=True))
     return replace(bare, weights=weights, count=count)
 

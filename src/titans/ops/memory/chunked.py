@@ -145,12 +145,7 @@ def read_open(rule: Rule, q: Tensor, state: MemoryState) -> Tensor:
     if chunk is None:
         return rule.value(q, rule.applied(used))
     decay = _last_queries(_decay(chunk.gates), 1)
-
-    def read(i: int, x: Tensor) -> Tensor:
-        momentum = state.momentum[i] if state.momentum else None
-        return map_kind(used[i]).read(x, used[i], momentum, chunk.inputs[i], chunk.errors[i], decay)
-
-    return rule.value(q, read)
+    return read_chunk(rule, used, state.momentum, q, chunk.inputs, chunk.errors, decay)
 
 
 class _Walk:

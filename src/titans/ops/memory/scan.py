@@ -85,11 +85,10 @@ def memory_scan(
     """
     if engine not in get_args(Engine):
         raise ValueError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}")
-    y, state, _ = _scan(
+    return _scan(
         q, k, v, Gates(theta, eta, alpha, None), weights, miras or MirasConfig.steady(), chunk_size, state, engine,
         mask, store_mask, norm, lengths,
     )  # fmt: skip
-    return y, state
 
 
 def memory_trace(
@@ -156,7 +155,7 @@ def _scan(
     norm: Norm | None,
     lengths: Sequence[int] | None,
     traces: list[Trace] | None = None,
-) -> tuple[Tensor, MemoryState, Rule]:
+) -> tuple[Tensor, MemoryState]:
     _check(q, k, v, gates, miras, chunk_size, mask, store_mask, lengths)
     batch, tokens, heads, width = q.shape
     _check_weights(weights, miras, heads, width)
@@ -187,7 +186,7 @@ def _scan(
     if order is not None and mask is not None:
         y = restore(y, order, mask)
     end = end.map(lambda x: x.unflatten(0, (batch, heads)))
-    return y, replace(end, count=end.count[::heads]), rule
+    return y, replace(end, count=end.count[::heads])
 
 
 def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
