@@ -186,13 +186,24 @@ class NeuralMemory(nn.Module):
         store_mask: Tensor | None = None,
     ) -> tuple[Tensor, NeuralMemoryState]:
         """``forward`` for a right-padded batch with ``lengths`` real tokens per row; what the models call."""
+        read, state = self.scan(x, state, lengths, store_mask)
+        return self.emit(read, x), state
+
+    def scan(
+        self,
+        x: Tensor,
+        state: NeuralMemoryState | None,
+        lengths: tuple[int, ...] | None = None,
+        store_mask: Tensor | None = None,
+    ) -> tuple[Tensor, NeuralMemoryState]:
+        """``advance`` up to the reads [B, T, H, D], which ``emit`` turns into outputs."""
         place = _going_on(x, state, lengths)
         q, k, v, tail = self._project(x, state, place)
-        y, memory = memory_scan(
+        read, memory = memory_scan(
             q, k, v, *self._gates(x), lengths=lengths, store_mask=store_mask, chunk_size=self.chunk_size,
             state=None if state is None else state.memory, engine=self.engine, **self._rule(),
         )  # fmt: skip
-        return self.emit(y, x), NeuralMemoryState(memory, tail, place.after)
+        return read, NeuralMemoryState(memory, tail, place.after)
 
     def retrieve(self, x: Tensor, state: NeuralMemoryState | None = None) -> Tensor:
         """Read x [B, T, d_model] from the memory as the state left it; nothing is written."""

@@ -169,7 +169,8 @@ class MACMixer(nn.Module):
     """Memory as a context, segment by segment (Titans Eqs. 21-25).
 
     h_j is read from the memory as it stood at the end of the previous segment; token i attends to P, to h_j with j ≤ i
-    and to the segment's tokens j ≤ i; the result y_i is written into the memory, and gated by a read of it.
+    and to the segment's tokens j ≤ i; the result y_i, normalised, is written into the memory, and gated by a read of it.
+    Only what the next segment waits for is computed segment by segment; gates and output projection follow at once.
     """
 
     def __init__(self, config: TitansConfig):
@@ -181,7 +182,7 @@ class MACMixer(nn.Module):
         self.attention = Attention(config.d_model, config.attention_heads, None, config.rope_base)
         self.context_query = nn.Linear(config.d_model, config.d_model, bias=False)
         self.context_conv = ShortConvolution(config.d_model, config.conv_kernel) if config.conv_kernel else None
-        self.write_norm = nn.RMSNorm(config.d_model)
+        self.context_norm = nn.RMSNorm(config.d_model)
         self.attention_norm = nn.RMSNorm(config.d_model)
         self.memory_norm = nn.RMSNorm(config.d_model)
 
@@ -195,12 +196,13 @@ class MACMixer(nn.Module):
         keys, values = self.attention.keys_values(x)
         angles = self.attention.angles(place, plain, self.segment)
         queries, keys = apply_rotary(plain, *angles), apply_rotary(keys, *angles)
-        whole = (x, context, plain, queries, keys, values)
+        whole = (context, plain, queries, keys, values)
         if place.lengths is None and len(set(place.seen)) == 1:
-            y, state = self._uniform(whole, angles, state, place, store)
+            y, read, state = self._uniform(whole, angles, state, place, store)
         else:
-            y, state = self._ragged(whole, angles, state, place, store)
-        return y, replace(state, tail=tail)
+            y, read, state = self._ragged(whole, angles, state, place, store)
+        gate = torch.sigmoid(self.memory_norm(self.memory.emit(read, y)))
+        return y * gate, replace(state, tail=tail)
 
     def _uniform(
         self,
@@ -209,7 +211,7 @@ class MACMixer(nn.Module):
         state: MACState | None,
         place: Place,
         store: Tensor | None,
-    ) -> tuple[Tensor, MACState]:
+    ) -> tuple[Tensor, Tensor, MACState]:
         """All rows stand at the same place of their segment: plain splits."""
         first = min(self.segment - place.seen[0] % self.segment, place.tokens)
         full, rest = divmod(place.tokens - first, self.segment)
@@ -217,15 +219,16 @@ class MACMixer(nn.Module):
         parts = zip(*(w.split(sizes, 1) for w in whole), strict=True)
         turns = zip(*(a.split(sizes) for a in angles), strict=True)
         stores = [None] * len(sizes) if store is None else store.split(sizes, 1)
-        outputs, seen = [], place.seen
+        outputs, reads, seen = [], [], place.seen
         for size, part, turn, stored in zip(sizes, parts, turns, stores, strict=True):
             inside = Place(seen, size)
-            y, state = self._segment(part, turn, state, inside, stored)
+            y, read, state = self._segment(part, turn, state, inside, stored)
             outputs.append(y)
+            reads.append(read)
             seen = inside.after
         if state is None:
             raise ValueError("x must hold at least one token")
-        return torch.cat(outputs, 1), state
+        return torch.cat(outputs, 1), torch.cat(reads, 1), state
 
     def _ragged(
         self,
@@ -234,11 +237,11 @@ class MACMixer(nn.Module):
         state: MACState | None,
         place: Place,
         store: Tensor | None,
-    ) -> tuple[Tensor, MACState]:
+    ) -> tuple[Tensor, Tensor, MACState]:
         """Rows have phases and lengths of their own: each takes as many tokens per turn as its segment still holds."""
         if angles[0].dim() == 2:
             angles = tuple(a.expand(len(place.seen), -1, -1) for a in angles)
-        outputs: list[tuple[Tensor, list[int], list[int]]] = []
+        outputs, reads, places = [], [], []
         done = [0] * len(place.seen)
         while any(d < n for d, n in zip(done, place.counts, strict=True)):
             phases = [(s + d) % self.segment for s, d in zip(place.seen, done, strict=True)]
@@ -249,12 +252,14 @@ class MACMixer(nn.Module):
             part = tuple(columns(w, done, width) for w in whole)
             turn = tuple(columns(a, done, width) for a in angles)
             stored = None if store is None else columns(store, done, width)
-            y, state = self._segment(part, turn, state, Place(seen, width, lengths), stored)
-            outputs.append((y, list(done), counts))
+            y, read, state = self._segment(part, turn, state, Place(seen, width, lengths), stored)
+            outputs.append(y)
+            reads.append(read)
+            places.append((done, counts))
             done = [d + n for d, n in zip(done, counts, strict=True)]
         if state is None:
             raise ValueError("input_ids must hold at least one real token")
-        return _join(outputs, whole[0]) if outputs else torch.zeros_like(whole[0]), state
+        return _join(outputs, places, place.tokens), _join(reads, places, place.tokens), state
 
     def _segment(
         self,
@@ -263,11 +268,15 @@ class MACMixer(nn.Module):
         state: MACState | None,
         place: Place,
         store: Tensor | None,
-    ) -> tuple[Tensor, MACState]:
-        """Tokens of one segment (from its phase on); ``place`` counts from the stream's start."""
-        x, context, plain, queries, keys, values = part
+    ) -> tuple[Tensor, Tensor, MACState]:
+        """Tokens of one segment (from its phase on); ``place`` counts from the stream's start.
+
+        Returns:
+            what was written [B, T, d_model], the memory's reads of it [B, T, H, D], and the state.
+        """
+        context, plain, queries, keys, values = part
         previous = None if state is None else state.previous
-        read_keys, read_values = self.attention.keys_values(self.memory.emit(self.memory.read(context, previous), x))
+        read_keys, read_values = self.attention.keys_values(self._recall(context, previous))
         read_keys = apply_rotary(read_keys, *angles)
         phases = tuple(s % self.segment for s in place.seen)
         cached = 0
@@ -277,19 +286,24 @@ class MACMixer(nn.Module):
             read_keys, read_values = _behind(state.reads, read_keys, read_values)
         y = segment_attention(
             queries, keys, values, read_keys, read_values,
-            start=first_columns(phases, cached, x.device), persistent=self._always(plain, previous),
+            start=first_columns(phases, cached, keys.device), persistent=self._always(plain, previous),
         )  # fmt: skip
-        y = self.attention.out(y.flatten(2))
-        memory = None if state is None else state.memory
-        read, memory = self.memory.advance(self.write_norm(y), memory, place.lengths, store)
-        y = self.attention_norm(y) * torch.sigmoid(self.memory_norm(read))
+        y = self.attention_norm(self.attention.out(y.flatten(2)))
+        read, memory = self.memory.scan(y, None if state is None else state.memory, place.lengths, store)
 
         inside = Place(phases, place.tokens, place.lengths)
         closing = [n == self.segment for n in inside.after]
         previous = _advance_previous(previous, memory.memory, closing)
         open_width = max((n for n, c in zip(inside.after, closing, strict=True) if not c), default=0)
         tokens, reads = (_last(k, v, cached, place, open_width) for k, v in ((keys, values), (read_keys, read_values)))
-        return y, MACState(memory, previous, None, tokens, reads)
+        return y, read, MACState(memory, previous, None, tokens, reads)
+
+    def _recall(self, queries: Tensor, previous: MemoryState | None) -> Tensor:
+        """h: what the memory of the previous segment's end knows about queries [B, n, H, D] -> [B, n, d_model].
+
+        No gate and no output projection as in ``emit``: attention's own projections follow.
+        """
+        return self.context_norm(self.memory.read(queries, previous).flatten(2))
 
     def _always(self, plain: Tensor, previous: MemoryState | None) -> tuple[Tensor, Tensor, Tensor] | None:
         """Keys and values that every token of the segment sees: P, and the reads with learned queries."""
@@ -299,7 +313,7 @@ class MACMixer(nn.Module):
         if self.summary is not None:
             summary = self.summary.P.expand(plain.shape[0], -1, -1)
             queries = self.memory.normalise(self.context_query(summary))
-            tokens.append(self.memory.emit(self.memory.read(queries, previous), summary))
+            tokens.append(self._recall(queries, previous))
         if not tokens:
             return None
         rows = max(t.shape[0] for t in tokens)
@@ -330,16 +344,16 @@ def _advance_previous(previous: MemoryState | None, now: MemoryState, closing: l
     return replace(bare, weights=weights, count=count)
 
 
-def _join(outputs: list[tuple[Tensor, list[int], list[int]]], like: Tensor) -> Tensor:
-    """Segment outputs (values, first column per row, real columns per row) put back at their columns."""
-    index = torch.zeros(like.shape[:2], dtype=torch.long)
+def _join(pieces: list[Tensor], places: list[tuple[list[int], list[int]]], tokens: int) -> Tensor:
+    """Segment outputs put back at their columns; ``places`` has per piece the first column and the count of each row."""
+    rows = pieces[0].shape[0]
+    index = torch.zeros(rows, tokens, dtype=torch.long)
     offset = 0
-    for y, start, counts in outputs:
-        for row, (first, count) in enumerate(zip(start, counts, strict=True)):
-            index[row, first : first + count] = offset + torch.arange(count)
-        offset += y.shape[1]
-    rows = torch.arange(like.shape[0], device=like.device).unsqueeze(1)
-    return torch.cat([y for y, _, _ in outputs], 1)[rows, index.to(like.device)]
+    for piece, (start, count) in zip(pieces, places, strict=True):
+        for row, (first, real) in enumerate(zip(start, count, strict=True)):
+            index[row, first : first + real] = offset + torch.arange(real)
+        offset += piece.shape[1]
+    return torch.cat(pieces, 1)[torch.arange(rows, device=pieces[0].device).unsqueeze(1), index.to(pieces[0].device)]
 
 
 class AttentionMixer(nn.Module):
