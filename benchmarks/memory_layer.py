@@ -78,7 +78,6 @@ def training_step(layer, call, settings: dict) -> Step:
 
 def make_layer(settings: dict):
     """Our layer, in its engine."""
-    import ours
     import torch
 
     from titans import NeuralMemory
@@ -92,7 +91,7 @@ def make_layer(settings: dict):
         chunk_size=settings["chunk"],
         d_hidden=settings["expansion"] * settings["width"],
     )
-    ours.set_engine(layer, settings["engine"])
+    layer.engine = settings["engine"]
     return layer
 
 

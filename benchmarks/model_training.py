@@ -63,7 +63,6 @@ def build(settings: dict) -> tuple[Step, dict]:
 
 def make_model(settings: dict):
     """Our model, its memories in their engine."""
-    import ours
     import torch
 
     import titans
@@ -85,7 +84,7 @@ def make_model(settings: dict):
         chunk_size=settings["chunk"],
     )
     model = titans.build_model(config)
-    ours.set_engine(model, settings["engine"])
+    model.set_engine(settings["engine"])
     return model
 
 

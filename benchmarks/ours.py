@@ -27,19 +27,13 @@ def engine(module: nn.Module, name: str):
     """Every memory in ``module`` runs in this engine meanwhile."""
     memories = [m for m in module.modules() if isinstance(m, NeuralMemory)]
     before = [m.engine for m in memories]
-    set_engine(module, name)
+    for memory in memories:
+        memory.engine = name
     try:
         yield
     finally:
         for memory, kept in zip(memories, before, strict=True):
             memory.engine = kept
-
-
-def set_engine(module: nn.Module, name: str) -> None:
-    """Every memory in ``module`` runs in this engine from now on."""
-    for memory in module.modules():
-        if isinstance(memory, NeuralMemory):
-            memory.engine = name
 
 
 def check_against_reference(

@@ -10,7 +10,8 @@ import torch
 
 from helpers import assert_close
 from titans import MirasConfig, TitansConfig, TitansMAC, build_model, count_parameters, load_model
-from titans.models import ModelState
+from titans.models import ModelState, blocks
+from titans.ops.memory import chunked
 
 VARIANTS = ["LMM", "MAC", "MAG", "MAL"]
 ALL = [*VARIANTS, "transformer", "swa"]
@@ -360,3 +361,41 @@ def test_forget_empties_the_memory_and_nothing_else(variant):
     after = model(x[:, 8:], state=emptied).logits
     assert (after - model(x[:, 8:], state=state).logits).abs().max() > 1e-6
     assert (after - model(x[:, 8:]).logits).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("changes", [{}, SETTINGS[1], SETTINGS[2], {"miras": MirasConfig.titans()}])
+def test_the_segment_that_is_compiled_equals_the_ordinary_one(monkeypatch, changes):
+    # The function itself, without torch.compile: that takes a minute (below).
+    calls = []
+    monkeypatch.setattr(
+        blocks, "_compiled_segment", lambda: lambda *inputs: calls.append(1) or blocks.MACMixer._whole_segment(*inputs)
+    )
+    monkeypatch.setattr(chunked, "_compiled_chunk", lambda: chunked.whole_chunk)
+    check_engines_agree(small("MAC", **changes))
+    # Two layers; two whole segments in each call, but none where forgetting moved the chunks against the segments.
+    assert len(calls) == 2 * (2 + 2) + 2 * (2 + 0)
+
+
+@pytest.mark.slow
+def test_the_compiled_segment_equals_the_ordinary_one():
+    check_engines_agree(small("MAC"))
+
+
+def check_engines_agree(model):
+    """Outputs, gradients and state of a stream in two calls, from its start and after a forgotten and a cut state."""
+    x = ids(tokens=44)
+    results = []
+    for engine in ("chunked", "compiled"):
+        model.set_engine(engine)
+        found = []
+        for change in (lambda s: s, lambda s: s.forget().detach()):
+            model.zero_grad()
+            first = model(x[:, :18])
+            second = model(x[:, 18:], state=change(first.state))
+            (first.logits.square().mean() + second.logits.square().mean()).backward()
+            found += [first.logits, second.logits, *tensors(second.state)]
+            found += [p.grad.clone() for p in model.parameters() if p.grad is not None]
+            found.append(torch.tensor(second.state.layers[0].memory.memory.count).double())
+        results.append(found)
+    for a, b in zip(*results, strict=True):
+        assert_close(a, b, "compiled")

@@ -54,13 +54,15 @@ class ShortConvolution(nn.Module):
 
     def forward(self, x: Tensor, tail: Tensor | None, place: Place) -> tuple[Tensor, Tensor]:
         """x [B, T, channels] and the last K - 1 inputs of each row [B, K-1, channels]; returns y and the new tail."""
-        reach = self.kernel - 1
+        padded = torch.cat((self.start(x, tail, place.seen).to(x.dtype), x), 1)
+        y = _Depthwise.apply(padded, self.weight.to(x.dtype))
+        return y, columns(padded, place.counts, self.kernel - 1)
+
+    def start(self, like: Tensor, tail: Tensor | None, seen: tuple[int, ...]) -> Tensor:
+        """The tail [B, K-1, channels] with zeros for the rows that begin a stream."""
         if tail is None:
-            tail = x.new_zeros(x.shape[0], reach, x.shape[2])
-        elif 0 in place.seen:
-            fresh = torch.tensor([s == 0 for s in place.seen], device=x.device)
-            tail = tail.masked_fill(fresh.view(-1, 1, 1), 0)
-        padded = torch.cat((tail.to(x.dtype), x), 1)
-        weight = self.weight.to(x.dtype)
-        y = _Depthwise.apply(padded, weight)
-        return y, columns(padded, place.counts, reach)
+            return like.new_zeros(len(seen), self.kernel - 1, self.weight.shape[1])
+        if 0 not in seen:
+            return tail
+        fresh = torch.tensor([s == 0 for s in seen], device=tail.device)
+        return tail.masked_fill(fresh.view(-1, 1, 1), 0)

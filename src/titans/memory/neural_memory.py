@@ -16,7 +16,16 @@ from torch import Tensor, nn
 from titans.layers.convolution import ShortConvolution
 from titans.miras import MirasConfig
 from titans.miras.config import resolve_miras
-from titans.ops.memory import Engine, MemoryState, MemoryTrace, State, memory_read, memory_scan, memory_trace
+from titans.ops.memory import (
+    Engine,
+    MemoryState,
+    MemoryTrace,
+    State,
+    memory_read,
+    memory_scan,
+    memory_start,
+    memory_trace,
+)
 from titans.ops.place import Place
 from titans.ops.ragged import compact, restore, take
 
@@ -217,6 +226,16 @@ class NeuralMemory(nn.Module):
         q, k, v, _ = self._project(x, state, _going_on(x, state))
         memory = None if state is None else state.memory
         return memory_trace(q, k, v, *self._gates(x), state=memory, chunk_size=self.chunk_size, **self._rule())
+
+    def start(self, x: Tensor, state: NeuralMemoryState | None) -> NeuralMemoryState:
+        """``state`` with nothing left implicit: what a new stream begins with stands in it as tensors."""
+        seen = (0,) * x.shape[0] if state is None else state.seen
+        memory = memory_start(
+            x.shape[0], weights=tuple(self.initial_weights), miras=self.miras, chunk_size=self.chunk_size,
+            state=None if state is None else state.memory, dtype=x.dtype,
+        )  # fmt: skip
+        tail = None if self.conv is None else self.conv.start(x, None if state is None else state.tail, seen)
+        return NeuralMemoryState(memory, tail, seen)
 
     def emit(self, read: Tensor, x: Tensor) -> Tensor:
         """Normalise, gate by x and project a read [B, T, H, D] -> [B, T, d_model]."""

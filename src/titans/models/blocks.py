@@ -6,7 +6,9 @@ the new state. Legend: B batch, T tokens, P persistent tokens, H heads, D head w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -169,8 +171,8 @@ class MACMixer(nn.Module):
     """Memory as a context, segment by segment (Titans Eqs. 21-25).
 
     h_j is read from the memory as it stood at the end of the previous segment; token i attends to P, to h_j with j ≤ i
-    and to the segment's tokens j ≤ i; the result y_i, normalised, is written into the memory, and gated by a read of it.
-    Only what the next segment waits for is computed segment by segment; gates and output projection follow at once.
+    and to the segment's tokens j ≤ i; the result y_i, normalised, is written into the memory and gated by a read of it.
+    Only what the next segment waits for is computed segment by segment; the gate follows for all of them at once.
     """
 
     def __init__(self, config: TitansConfig):
@@ -222,7 +224,10 @@ class MACMixer(nn.Module):
         outputs, reads, seen = [], [], place.seen
         for size, part, turn, stored in zip(sizes, parts, turns, stores, strict=True):
             inside = Place(seen, size)
-            y, read, state = self._segment(part, turn, state, inside, stored)
+            if stored is None and self._compilable(size, state):
+                y, read, state = self._compiled(part, turn, state, inside)
+            else:
+                y, read, state = self._segment(part, turn, state, inside, stored)
             outputs.append(y)
             reads.append(read)
             seen = inside.after
@@ -274,29 +279,95 @@ class MACMixer(nn.Module):
         Returns:
             what was written [B, T, d_model], the memory's reads of it [B, T, H, D], and the state.
         """
-        context, plain, queries, keys, values = part
-        previous = None if state is None else state.previous
-        read_keys, read_values = self.attention.keys_values(self._recall(context, previous))
-        read_keys = apply_rotary(read_keys, *angles)
         phases = tuple(s % self.segment for s in place.seen)
-        cached = 0
-        if state is not None and any(phases):
-            cached = state.tokens.keys.shape[1]
-            keys, values = _behind(state.tokens, keys, values)
-            read_keys, read_values = _behind(state.reads, read_keys, read_values)
-        y = segment_attention(
-            queries, keys, values, read_keys, read_values,
-            start=first_columns(phases, cached, keys.device), persistent=self._always(plain, previous),
-        )  # fmt: skip
-        y = self.attention_norm(self.attention.out(y.flatten(2)))
-        read, memory = self.memory.scan(y, None if state is None else state.memory, place.lengths, store)
-
+        previous = None if state is None else state.previous
+        caches = (state.tokens, state.reads) if state is not None and any(phases) else None
+        memory = None if state is None else state.memory
+        y, read, memory, joined = self._attend_and_write(
+            part, angles, memory, previous, caches, phases, place.lengths, store
+        )
+        cached = 0 if caches is None else caches[0].keys.shape[1]
         inside = Place(phases, place.tokens, place.lengths)
         closing = [n == self.segment for n in inside.after]
         previous = _advance_previous(previous, memory.memory, closing)
         open_width = max((n for n, c in zip(inside.after, closing, strict=True) if not c), default=0)
-        tokens, reads = (_last(k, v, cached, place, open_width) for k, v in ((keys, values), (read_keys, read_values)))
+        tokens, reads = (_last(cache, cached, place, open_width) for cache in joined)
         return y, read, MACState(memory, previous, None, tokens, reads)
+
+    def _attend_and_write(
+        self,
+        part: tuple[Tensor, ...],
+        angles: tuple[Tensor, ...],
+        memory: NeuralMemoryState | None,
+        previous: MemoryState | None,
+        caches: tuple[AttentionCache, AttentionCache] | None,
+        phases: tuple[int, ...],
+        lengths: tuple[int, ...] | None,
+        store: Tensor | None,
+    ) -> tuple[Tensor, Tensor, NeuralMemoryState, tuple[AttentionCache, AttentionCache]]:
+        """The arithmetic of ``_segment``; ``caches`` hold earlier tokens of the segment and the reads for them.
+
+        Returns:
+            what was written, the memory's reads of it, the memory after it, and the caches with the new columns.
+        """
+        context, plain, queries, keys, values = part
+        read_keys, read_values = self.attention.keys_values(self._recall(context, previous))
+        tokens, reads = AttentionCache(keys, values), AttentionCache(apply_rotary(read_keys, *angles), read_values)
+        cached = 0
+        if caches is not None:
+            cached = caches[0].keys.shape[1]
+            tokens, reads = _behind(caches[0], tokens), _behind(caches[1], reads)
+        y = segment_attention(
+            queries, tokens.keys, tokens.values, reads.keys, reads.values,
+            start=first_columns(phases, cached, keys.device), persistent=self._always(plain, previous),
+        )  # fmt: skip
+        y = self.attention_norm(self.attention.out(y.flatten(2)))
+        read, memory = self.memory.scan(y, memory, lengths, store)
+        return y, read, memory, (tokens, reads)
+
+    def _compilable(self, size: int, state: MACState | None) -> bool:
+        """Is this a whole segment, does it consist of whole chunks, and is that wanted?"""
+        return (
+            self.memory.engine == "compiled"
+            and size == self.segment
+            and size % self.memory.chunk_size == 0
+            and (state is None or not any(state.memory.memory.phases))
+        )
+
+    def _compiled(
+        self, part: tuple[Tensor, ...], angles: tuple[Tensor, ...], state: MACState | None, place: Place
+    ) -> tuple[Tensor, Tensor, MACState]:
+        """``_segment`` for a whole segment, through ``torch.compile``.
+
+        At a segment's start the memory of the previous segment's end is the memory. All that the compiled function
+        sees of the state are tensors of the graph: one compilation serves every layer and segment, the first included.
+        """
+        start = self.memory.start(part[0], None if state is None else state.memory)
+        tensors = start.map(_as_part_of_the_graph)
+        y, read, weights, momentum, tail = _compiled_segment()(
+            self, part, angles, tensors.memory.weights, tensors.memory.momentum, tensors.tail
+        )
+        count = tuple(n + place.tokens for n in start.memory.count)
+        bare = MemoryState(weights, (), None, count, self.memory.chunk_size)
+        memory = NeuralMemoryState(replace(bare, momentum=momentum), tail, place.after)
+        nothing = AttentionCache(part[3][:, :0], part[4][:, :0])
+        return y, read, MACState(memory, bare, None, nothing, nothing)
+
+    def _whole_segment(
+        self,
+        part: tuple[Tensor, ...],
+        angles: tuple[Tensor, ...],
+        weights: tuple[Tensor, ...],
+        momentum: tuple[Tensor, ...],
+        tail: Tensor | None,
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...], tuple[Tensor, ...], Tensor | None]:
+        """A whole segment as if it were the second one: no count that would make ``torch.compile`` start again."""
+        rows = part[0].shape[0]
+        seen = (self.segment,) * rows
+        bare = MemoryState(weights, (), None, seen, self.memory.chunk_size)
+        memory = NeuralMemoryState(replace(bare, momentum=momentum), tail, seen)
+        y, read, after, _ = self._attend_and_write(part, angles, memory, bare, None, (0,) * rows, None, None)
+        return y, read, after.memory.weights, after.memory.momentum, after.tail
 
     def _recall(self, queries: Tensor, previous: MemoryState | None) -> Tensor:
         """h: what the memory of the previous segment's end knows about queries [B, n, H, D] -> [B, n, d_model].
@@ -320,13 +391,26 @@ class MACMixer(nn.Module):
         return plain, *self.attention.keys_values(torch.cat([t.expand(rows, -1, -1) for t in tokens], 1))
 
 
-def _behind(cache: AttentionCache, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.cat((cache.keys.to(keys.dtype), keys), 1), torch.cat((cache.values.to(values.dtype), values), 1)
+def _as_part_of_the_graph(x: Tensor) -> Tensor:
+    x = x.contiguous()
+    return x if x.requires_grad or not torch.is_grad_enabled() else x.detach().requires_grad_()
 
 
-def _last(keys: Tensor, values: Tensor, cached: int, place: Place, width: int) -> AttentionCache:
+@cache
+def _compiled_segment() -> Callable:
+    return torch.compile(MACMixer._whole_segment, dynamic=False)
+
+
+def _behind(cache: AttentionCache, new: AttentionCache) -> AttentionCache:
+    return AttentionCache(
+        torch.cat((cache.keys.to(new.keys.dtype), new.keys), 1),
+        torch.cat((cache.values.to(new.values.dtype), new.values), 1),
+    )
+
+
+def _last(cache: AttentionCache, cached: int, place: Place, width: int) -> AttentionCache:
     start = [cached + n - width for n in place.counts]
-    return AttentionCache(columns(keys, start, width), columns(values, start, width))
+    return AttentionCache(columns(cache.keys, start, width), columns(cache.values, start, width))
 
 
 def _advance_previous(previous: MemoryState | None, now: MemoryState, closing: list[bool]) -> MemoryState:
@@ -345,7 +429,7 @@ def _advance_previous(previous: MemoryState | None, now: MemoryState, closing: l
 
 
 def _join(pieces: list[Tensor], places: list[tuple[list[int], list[int]]], tokens: int) -> Tensor:
-    """Segment outputs put back at their columns; ``places`` has per piece the first column and the count of each row."""
+    """Segment outputs put back at their columns; ``places`` has each piece's first column and count per row."""
     rows = pieces[0].shape[0]
     index = torch.zeros(rows, tokens, dtype=torch.long)
     offset = 0

@@ -16,10 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from titans.memory import NeuralMemory
 from titans.models.blocks import Block
 from titans.models.config import TitansConfig
 from titans.models.generation import GenerationMixin
 from titans.models.state import ModelState, Origin, hash_weights
+from titans.ops.memory import Engine
 from titans.ops.place import Place
 from titans.ops.ragged import compact, restore, take
 
@@ -141,6 +143,13 @@ class TitansModel(GenerationMixin, nn.Module):
                 x, after = block(x, before, place, store)
             layers.append(after)
         return self.norm(x), ModelState(tuple(layers), place.after, self._origin())
+
+    def set_engine(self, engine: Engine) -> None:
+        """How the memories compute: "chunked", the default; "compiled", faster after a minute of ``torch.compile`` per
+        shape, and worth it for training; "reference", the plain token loop."""
+        for module in self.modules():
+            if isinstance(module, NeuralMemory):
+                module.engine = engine
 
     def _origin(self) -> Origin:
         return Origin(self.fingerprint, self)

@@ -102,10 +102,12 @@ def _assemble(
     display = Display(console, metrics, settings.log_every)
     curve = Curve(metrics.path, Path(settings.output_dir) / checkpoints.CURVE_FILE)
     set_seed(settings.seed)
+    model = TitansForCausalLM(TitansHFConfig(config.model))
+    model.model.set_engine(settings.engine)
     trainer = TitansTrainer(
         settings,
         bytes_per_token=data.bytes_per_token,
-        model=TitansForCausalLM(TitansHFConfig(config.model)),
+        model=model,
         args=arguments,
         train_dataset=WindowDataset(
             data.training, config.data.length, settings.seed, n_windows=settings.steps * windows_per_step

@@ -152,7 +152,7 @@ class _Walk:
     """The loop's carried values: (A, S, W), the open chunk, and the outputs so far."""
 
     def __init__(self, rule: Rule, state: MemoryState, traces: list[Trace] | None, compiled: bool = False):
-        self.whole_chunk = _compiled_chunk() if compiled else whole_chunk
+        self.whole_chunk = _compiled_chunk() if compiled and not torch.compiler.is_compiling() else whole_chunk
         self.rule = rule
         self.size = state.chunk_size
         self.weights = state.weights

@@ -140,6 +140,22 @@ def memory_read(
     return read.unflatten(0, (batch, heads)).transpose(1, 2).to(q.dtype)
 
 
+def memory_start(
+    batch: int,
+    *,
+    weights: tuple[Tensor, ...],
+    miras: MirasConfig,
+    chunk_size: int,
+    state: MemoryState | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> MemoryState:
+    """``state`` with nothing left implicit: A_0 and S = 0 stand in it for the rows that begin a stream."""
+    heads, momentum = weights[0].shape[0], miras.algorithm.momentum
+    dtype = torch.promote_types(dtype, torch.float32)
+    flat = _start(weights, dtype, state, batch, heads, chunk_size, momentum)
+    return replace(flat.map(lambda x: x.unflatten(0, (batch, heads))), count=flat.count[::heads])
+
+
 def _scan(
     q: Tensor,
     k: Tensor,
