@@ -363,7 +363,7 @@ def test_forget_empties_the_memory_and_nothing_else(variant):
     assert (after - model(x[:, 8:]).logits).abs().max() > 1e-6
 
 
-@pytest.mark.parametrize("changes", [{}, SETTINGS[1], SETTINGS[2], {"miras": MirasConfig.titans()}])
+@pytest.mark.parametrize("changes", [{}, *SETTINGS])
 def test_the_segment_that_is_compiled_equals_the_ordinary_one(monkeypatch, changes):
     # The function itself, without torch.compile: that takes a minute (below).
     calls = []
