@@ -61,6 +61,17 @@ def test_mask_gives_each_row_what_it_gives_alone(memory):
     assert_close(fresh[1:], memory(x[1:]), "reset row")
 
 
+@pytest.mark.parametrize("row", [0, 1])
+def test_a_row_picked_from_a_ragged_state_goes_on_as_it_would_alone(memory, row):
+    x = inputs(8)
+    mask = torch.ones(2, 8, dtype=torch.bool)
+    mask[1, 6:] = False  # row 0 stands at a chunk's start, row 1 inside a chunk
+    _, state = memory(x, return_state=True, mask=mask)
+    y = memory(inputs(3)[:1], state=state.select([row]))
+    alone = memory(torch.cat((x[row : row + 1][:, mask[row]], inputs(3)[:1]), 1))
+    assert_close(y, alone[:, -3:], "row that goes on alone")
+
+
 def test_a_store_mask_of_zeros_leaves_reads_at_the_initial_weights(memory):
     x = inputs()
     off = torch.zeros(2, 11, dtype=torch.bool)

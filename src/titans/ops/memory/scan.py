@@ -246,6 +246,8 @@ def _start(
 ) -> MemoryState:
     """The state to go on from in the engines' layout, with A_0 = ``weights`` and S = 0 filled in for fresh rows."""
     count = (0,) * (batch * heads) if state is None else tuple(n for n in state.count for _ in range(heads))
+    if state is not None and not any(state.phases):
+        state = replace(state, chunk=None)  # rows picked from a ragged batch bring along its empty columns
     flat = None if state is None else replace(state.map(lambda x: x.to(dtype).flatten(0, 1)), count=count)
     if flat is not None and 0 not in count:
         return flat
