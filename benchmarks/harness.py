@@ -134,10 +134,8 @@ class Worker:
     def __init__(self, contestant: Contestant, script: Path, threads: int):
         self.contestant = contestant
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the worker)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        if contestant.python:
-            # Our src/ holds a drop-in package under a peer's name: it must not be found first.
-            environment.pop("PYTHONPATH", None)
+        environment = environment_of(contestant.python)
+        environment.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
         self.process = subprocess.Popen(
             [contestant.python or sys.executable, str(script), "--worker"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment,
@@ -165,6 +163,11 @@ class Worker:
             print(*self.log.readlines()[-40:], sep="", end="", file=sys.stderr)
             raise BenchmarkError(f"{self.contestant.title}: {answer['error']}")
         return answer
+
+
+def environment_of(python: str | None) -> dict[str, str]:
+    """Environment variables of a worker. A peer's must not find our src/, where a drop-in package has its name."""
+    return {k: v for k, v in os.environ.items() if python is None or k != "PYTHONPATH"}
 
 
 def race(
