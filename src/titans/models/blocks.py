@@ -26,6 +26,11 @@ from titans.ops.place import Place
 from titans.ops.ragged import columns
 
 
+# What the memory recalls starts out quiet beside the tokens. At 1, an untrained MAC feeds its own recollections back
+# through attention until the gradient of a first step is ten times as large (docs/results/core.md).
+INITIAL_CONTEXT = 0.1
+
+
 def make_persistent(config: TitansConfig) -> PersistentMemory | None:
     return PersistentMemory(config.n_persistent, config.d_model) if config.n_persistent else None
 
@@ -185,6 +190,7 @@ class MACMixer(nn.Module):
         self.context_query = nn.Linear(config.d_model, config.d_model, bias=False)
         self.context_conv = ShortConvolution(config.d_model, config.conv_kernel) if config.conv_kernel else None
         self.context_norm = nn.RMSNorm(config.d_model)
+        nn.init.constant_(self.context_norm.weight, INITIAL_CONTEXT)
         self.attention_norm = nn.RMSNorm(config.d_model)
         self.memory_norm = nn.RMSNorm(config.d_model)
 
