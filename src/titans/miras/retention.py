@@ -44,7 +44,8 @@ class WeightDecay(Retention):
 class SphereRetention(Retention):
     """Every row of A is scaled back to that row's norm in the learned initial weights (after LaCT, 2505.23884).
 
-    The weights can then neither blow up nor wither, however long the stream.
+    The weights can then neither blow up nor wither, however long the stream. A row that was forgotten down to rounding
+    errors has no direction left to keep: it stays as it is until something is written into it.
     """
 
     name: ClassVar[str] = "sphere"
@@ -55,4 +56,5 @@ class SphereRetention(Retention):
 
     def project(self, accumulated: Tensor, anchor: Tensor) -> Tensor:
         found = torch.linalg.vector_norm(accumulated, dim=-1, keepdim=True)
-        return accumulated * (anchor / found.clamp(min=torch.finfo(accumulated.dtype).tiny))
+        alive = found > anchor * torch.finfo(found.dtype).eps
+        return accumulated * torch.where(alive, anchor / torch.where(alive, found, 1), 1)
