@@ -5,6 +5,8 @@ Legend: B batch, T tokens, H heads, D head width, P persistent tokens, w cached 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +24,16 @@ class AttentionCache(State):
 
     keys: Tensor
     values: Tensor
+
+    def then(self, new: AttentionCache) -> AttentionCache:
+        """These columns followed by new ones, in the new ones' dtype."""
+        pairs = (self.keys, new.keys), (self.values, new.values)
+        return AttentionCache(*(torch.cat((old.to(x.dtype), x), 1) for old, x in pairs))
+
+    def last(self, ends: Sequence[int], width: int) -> AttentionCache:
+        """The ``width`` columns before column ``ends[b]`` of every row."""
+        start = [end - width for end in ends]
+        return AttentionCache(columns(self.keys, start, width), columns(self.values, start, width))
 
 
 class Attention(nn.Module):
@@ -65,19 +77,17 @@ class Attention(nn.Module):
         plain = self.queries(x)
         keys, values = self.keys_values(x)
         angles = self.angles(place, plain)
-        q, keys = apply_rotary(plain, *angles), apply_rotary(keys, *angles)
-        cached = 0
-        if cache is not None:
-            cached = cache.keys.shape[1]
-            keys = torch.cat((cache.keys.to(keys.dtype), keys), 1)
-            values = torch.cat((cache.values.to(values.dtype), values), 1)
+        q, new = apply_rotary(plain, *angles), AttentionCache(apply_rotary(keys, *angles), values)
+        reach = new if cache is None else cache.then(new)
+        cached = reach.keys.shape[1] - x.shape[1]
         always = None if persistent is None else (plain, *self.keys_values(persistent))
         start = first_columns(place.seen, cached, x.device)
         if self.window is None:
-            y = causal_attention(q, keys, values, start=start, persistent=always)
+            y = causal_attention(q, reach.keys, reach.values, start=start, persistent=always)
         else:
-            y = sliding_window_attention(q, keys, values, self.window, start=start, persistent=always)
-        return self.out(y.flatten(2)), last_columns(keys, values, cached, place, self.window)
+            y = sliding_window_attention(q, reach.keys, reach.values, self.window, start=start, persistent=always)
+        width = min(max(place.after), reach.keys.shape[1], (self.window or math.inf) - 1)
+        return self.out(y.flatten(2)), reach.last([cached + n for n in place.counts], int(width))
 
 
 def first_columns(counts: tuple[int, ...], cached: int, device: torch.device) -> Tensor | None:
@@ -85,12 +95,3 @@ def first_columns(counts: tuple[int, ...], cached: int, device: torch.device) ->
     if all(n >= cached for n in counts):
         return None
     return torch.tensor([max(cached - n, 0) for n in counts], device=device)
-
-
-def last_columns(keys: Tensor, values: Tensor, cached: int, place: Place, window: int | None) -> AttentionCache:
-    """What a later call can still reach of ``cached`` old and this call's columns."""
-    longest = max(place.after)
-    width = longest if window is None else min(longest, window - 1)
-    width = min(width, keys.shape[1])
-    start = [cached + n - width for n in place.counts]
-    return AttentionCache(columns(keys, start, width), columns(values, start, width))

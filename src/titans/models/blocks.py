@@ -25,7 +25,6 @@ from titans.ops.memory.rule import where_rows
 from titans.ops.place import Place
 from titans.ops.ragged import columns
 
-
 # What the memory recalls starts out quiet beside the tokens. At 1, an untrained MAC feeds its own recollections back
 # through attention until the gradient of a first step is ten times as large (docs/results/core.md).
 INITIAL_CONTEXT = 0.1
@@ -297,7 +296,8 @@ class MACMixer(nn.Module):
         closing = [n == self.segment for n in inside.after]
         previous = _advance_previous(previous, memory.memory, closing)
         open_width = max((n for n, c in zip(inside.after, closing, strict=True) if not c), default=0)
-        tokens, reads = (_last(cache, cached, place, open_width) for cache in joined)
+        ends = [cached + n for n in place.counts]
+        tokens, reads = (cache.last(ends, open_width) for cache in joined)
         return y, read, MACState(memory, previous, None, tokens, reads)
 
     def _attend_and_write(
@@ -322,7 +322,7 @@ class MACMixer(nn.Module):
         cached = 0
         if caches is not None:
             cached = caches[0].keys.shape[1]
-            tokens, reads = _behind(caches[0], tokens), _behind(caches[1], reads)
+            tokens, reads = caches[0].then(tokens), caches[1].then(reads)
         y = segment_attention(
             queries, tokens.keys, tokens.values, reads.keys, reads.values,
             start=first_columns(phases, cached, keys.device), persistent=self._always(plain, previous),
@@ -405,18 +405,6 @@ def _as_part_of_the_graph(x: Tensor) -> Tensor:
 @cache
 def _compiled_segment() -> Callable:
     return torch.compile(MACMixer._whole_segment, dynamic=False)
-
-
-def _behind(cache: AttentionCache, new: AttentionCache) -> AttentionCache:
-    return AttentionCache(
-        torch.cat((cache.keys.to(new.keys.dtype), new.keys), 1),
-        torch.cat((cache.values.to(new.values.dtype), new.values), 1),
-    )
-
-
-def _last(cache: AttentionCache, cached: int, place: Place, width: int) -> AttentionCache:
-    start = [cached + n - width for n in place.counts]
-    return AttentionCache(columns(cache.keys, start, width), columns(cache.values, start, width))
 
 
 def _advance_previous(previous: MemoryState | None, now: MemoryState, closing: list[bool]) -> MemoryState:
