@@ -10,7 +10,7 @@ import torch
 
 from helpers import assert_close
 from titans import MirasConfig, TitansConfig, TitansMAC, build_model, count_parameters, load_model
-from titans.models import ModelState, blocks
+from titans.models import ModelState, mac
 from titans.ops.memory import chunked
 
 VARIANTS = ["LMM", "MAC", "MAG", "MAL"]
@@ -368,7 +368,7 @@ def test_the_segment_that_is_compiled_equals_the_ordinary_one(monkeypatch, chang
     # The function itself, without torch.compile: that takes a minute (below).
     calls = []
     monkeypatch.setattr(
-        blocks, "_compiled_segment", lambda: lambda *inputs: calls.append(1) or blocks.MACMixer._whole_segment(*inputs)
+        mac, "_compiled_segment", lambda: lambda *inputs: calls.append(1) or mac.MACMixer._whole_segment(*inputs)
     )
     monkeypatch.setattr(chunked, "_compiled_chunk", lambda: chunked.whole_chunk)
     check_engines_agree(small("MAC", **changes))

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from titans.layers.attention import AttentionCache
 from titans.memory import NeuralMemoryState
-from titans.models.blocks import MACState, MAGState, MALState
+from titans.models.blocks import MAGState, MALState
+from titans.models.mac import MACState
 from titans.ops.memory.state import Gates, MemoryState, OpenChunk, State
 
 FORMAT_VERSION = 1
