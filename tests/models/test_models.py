@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 
 import pytest
 import torch
@@ -67,6 +68,8 @@ def test_any_split_equals_the_whole(variant, cuts):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("changes", SETTINGS)
 def test_settings_stream_exactly(variant, changes):
+    if variant != "MAC":
+        changes = {name: value for name, value in changes.items() if name != "n_memory_tokens"}
     model, x = small(variant, **changes), ids()
     whole = model(x).logits
     first = model(x[:, :7])
@@ -372,13 +375,21 @@ def test_the_segment_that_is_compiled_equals_the_ordinary_one(monkeypatch, chang
     )
     monkeypatch.setattr(chunked, "_compiled_chunk", lambda: chunked.whole_chunk)
     check_engines_agree(small("MAC", **changes))
-    # Two layers; two whole segments in each call, but none where forgetting moved the chunks against the segments.
-    assert len(calls) == 2 * (2 + 2) + 2 * (2 + 0)
+    assert len(calls) == 2 * 2 * (2 + 2)  # modes, layers, whole segments of the two calls
 
 
 @pytest.mark.slow
 def test_the_compiled_segment_equals_the_ordinary_one():
-    check_engines_agree(small("MAC"))
+    model, x, results = small("MAC"), ids(tokens=24), []
+    for engine in ("chunked", "compiled"):
+        model.set_engine(engine)
+        model.zero_grad()
+        out = model(x, labels=x)
+        out.loss.backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        results.append([out.logits, *tensors(out.state), *gradients])
+    for a, b in zip(*results, strict=True):
+        assert_close(a, b, "compiled")
 
 
 def check_engines_agree(model):
@@ -390,8 +401,8 @@ def check_engines_agree(model):
         found = []
         for change in (lambda s: s, lambda s: s.forget().detach()):
             model.zero_grad()
-            first = model(x[:, :18])
-            second = model(x[:, 18:], state=change(first.state))
+            first = model(x[:, :20])
+            second = model(x[:, 20:], state=change(first.state))
             (first.logits.square().mean() + second.logits.square().mean()).backward()
             found += [first.logits, second.logits, *tensors(second.state)]
             found += [p.grad.clone() for p in model.parameters() if p.grad is not None]
@@ -399,3 +410,68 @@ def check_engines_agree(model):
         results.append(found)
     for a, b in zip(*results, strict=True):
         assert_close(a, b, "compiled")
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_a_call_of_padding_alone_changes_nothing(variant):
+    model, x = small(variant), ids()
+    nothing = torch.zeros(2, 6)
+    first = model(x[:, :13])
+    idle = model(x[:, :6], attention_mask=nothing, state=first.state)
+    assert idle.logits.abs().max() == 0
+    assert_close(model(x[:, 13:], state=idle.state).logits, model(x).logits[:, 13:], "after padding")
+    begun = model(x[:, :6], attention_mask=nothing)
+    assert_close(model(x, state=begun.state).logits, model(x).logits, "after nothing but padding")
+
+
+def test_the_reference_engine_generates():
+    model, x = small("MAC"), ids(1, 9)
+    expected = model.generate(x, 6, temperature=0)
+    model.set_engine("reference")
+    assert torch.equal(model.generate(x, 6, temperature=0), expected)
+    with pytest.raises(ValueError, match="engine must be one of"):
+        model.set_engine("bogus")
+
+
+def test_a_frozen_model_builds_no_graph_in_any_engine(monkeypatch):
+    monkeypatch.setattr(mac, "_compiled_segment", lambda: mac.MACMixer._whole_segment)
+    model = small("MAC").requires_grad_(False)
+    model.set_engine("compiled")
+    assert not model(ids()).logits.requires_grad
+
+
+@pytest.mark.parametrize("call", [
+    lambda s: s.reset([2]), lambda s: s.reset([-1]), lambda s: s.reset([True, False]), lambda s: s.select([5]),
+    lambda s: s.select(torch.tensor([False, True])),
+])  # fmt: skip
+def test_rows_of_a_state_are_checked(call):
+    state = small("MAC")(ids()).state
+    with pytest.raises(ValueError, match="rows must"):
+        call(state)
+    assert state.reset(torch.tensor([1])).seen == (21, 0)
+
+
+def test_mac_forgets_at_the_end_of_a_chunk_only():
+    model = small("MAC")
+    model(ids(tokens=12)).state.forget()
+    with pytest.raises(ValueError, match="end of 4 tokens"):
+        model(ids(tokens=10)).state.forget()
+
+
+def test_a_state_survives_pickle():
+    model, x = small("MAG"), ids()
+    state = pickle.loads(pickle.dumps(model(x[:, :13]).state.detach()))
+    assert_close(model(x[:, 13:], state=state).logits, model(x).logits[:, 13:], "after pickle")
+
+
+@pytest.mark.parametrize(("labels", "message"), [
+    (torch.full((2, 21), VOCAB), "labels must lie"), (torch.zeros(2, 21), "labels must be int64"),
+])  # fmt: skip
+def test_wrong_labels_are_named(labels, message):
+    with pytest.raises(ValueError, match=message):
+        small("LMM")(ids(), labels=labels)
+
+
+def test_a_tiny_temperature_takes_the_likeliest_token():
+    model, x = small("LMM"), ids(1, 9)
+    assert torch.equal(model.generate(x, 5, temperature=1e-40), model.generate(x, 5, temperature=0))

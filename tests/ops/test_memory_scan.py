@@ -61,7 +61,8 @@ def make(network="mlp", retention="sphere", momentum=True, forgetting=True, norm
     if extreme:
         for gate in (eta, alpha):
             gate[draw(*shape) > 0.7] = 0
-            if not norm or tokens <= 23:  # nor does it bear undamped momentum and total forgetting for long
+            # Nor do the wrapper and the sphere, which rescale what is left, bear total forgetting for long.
+            if tokens <= 23 or (not norm and retention == "weight_decay"):
                 gate[draw(*shape) > 0.7] = 1
         theta[draw(*shape) > 0.7] = 0
     weights = tuple(draw(HEADS, *s) / s[-1] ** 0.5 for s in miras.architecture.shapes(WIDTH))

@@ -13,7 +13,7 @@ from titans.cli.errors import checking_input
 def generate(
     model: Annotated[Path, typer.Option(help="Folder of a saved model.")],
     prompt: Annotated[str, typer.Option(help="Text to go on from; empty for the start of a document.")],
-    memory: Annotated[Path | None, typer.Option(help="Memory file of titans memorize to start from.")] = None,
+    memory: Annotated[Path | None, typer.Option(help="Saved state to start from (ModelState.save).")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest continuation in tokens.")] = 200,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(min=1, help="Sample among the k likeliest tokens.")] = None,

@@ -1,5 +1,6 @@
 """``titans train``."""
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +20,7 @@ def train(
     with checking_input():
         from titans.training.config import ConfigError, TrainConfig
 
-        overrides = [*(set_ or []), *([f"training.output_dir={output}"] if output else [])]
+        overrides = [*(set_ or []), *([f"training.output_dir={json.dumps(str(output))}"] if output else [])]
         settings = TrainConfig.load(config, overrides)
 
         from titans.training.run import train as run  # transformers takes seconds to import

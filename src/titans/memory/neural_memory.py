@@ -91,11 +91,15 @@ class NeuralMemory(nn.Module):
         theta_max: float | None = None,
     ):
         super().__init__()
-        n_heads = n_heads or default_heads(d_model)
-        if d_model % n_heads:
+        n_heads = default_heads(d_model) if n_heads is None else n_heads
+        if n_heads < 1 or d_model % n_heads:
             raise ValueError(f"n_heads must divide d_model = {d_model}, got {n_heads}")
         if chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+        if conv_kernel < 0:
+            raise ValueError(f"conv_kernel must be at least 0, got {conv_kernel}")
+        if theta_max is not None and not 0 < theta_max < math.inf:
+            raise ValueError(f"theta_max must be positive and finite, got {theta_max}")
         if qkv_activation not in ("none", "silu"):
             raise ValueError(f"qkv_activation must be 'none' or 'silu', got {qkv_activation!r}")
         self.d_model, self.n_heads, self.chunk_size = d_model, n_heads, chunk_size

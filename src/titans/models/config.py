@@ -84,7 +84,7 @@ class TitansConfig(BaseModel):
     use_momentum: bool | None = None
     use_decay: bool | None = None
     miras: MirasConfig | None = None
-    theta_max: float | None = Field(default=None, gt=0)
+    theta_max: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     conv_kernel: int = Field(default=4, ge=0)
     qkv_activation: Literal["none", "silu"] = "none"
     rope_base: float = Field(default=10_000.0, gt=0)
@@ -101,6 +101,8 @@ class TitansConfig(BaseModel):
             raise ValueError(f"mem_heads must divide d_model = {self.d_model}, got {self.memory_heads}")
         if self.variant == "MAC" and self.segment % self.chunk_size:
             raise ValueError(f"chunk_size must divide segment_len = {self.segment}, got {self.chunk_size}")
+        if self.n_memory_tokens and self.variant != "MAC":
+            raise ValueError(f"n_memory_tokens belongs to variant MAC, got {self.n_memory_tokens} with {self.variant}")
         _ = self.rule
         return self
 

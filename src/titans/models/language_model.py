@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -147,6 +147,8 @@ class TitansModel(GenerationMixin, nn.Module):
     def set_engine(self, engine: Engine) -> None:
         """How the memories compute: "chunked", the default; "compiled", faster after a minute of ``torch.compile`` per
         shape, and worth it for training; "reference", the plain token loop."""
+        if engine not in get_args(Engine):
+            raise ValueError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}")
         for module in self.modules():
             if isinstance(module, NeuralMemory):
                 module.engine = engine
@@ -182,6 +184,12 @@ class TitansModel(GenerationMixin, nn.Module):
                 )
         if labels is not None and labels.shape != ids.shape:
             raise ValueError(f"labels must have input_ids' shape {list(ids.shape)}, got {list(labels.shape)}")
+        if labels is not None and labels.dtype != torch.int64:
+            raise ValueError(f"labels must be int64, got {labels.dtype}")
+        if labels is not None and not torch.compiler.is_compiling() and labels.device.type == "cpu":
+            wrong = labels[(labels != -100) & ((labels < 0) | (labels >= self.config.vocab_size))]
+            if wrong.numel():
+                raise ValueError(f"labels must lie in 0..{self.config.vocab_size - 1} or be -100, got {int(wrong[0])}")
         if keep < 0:
             raise ValueError(f"logits_to_keep must be at least 0, got {keep}")
         if state is not None:

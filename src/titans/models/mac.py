@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -111,8 +111,7 @@ class MACMixer(nn.Module):
             outputs.append(y)
             reads.append(read)
             seen = inside.after
-        if state is None:
-            raise ValueError("x must hold at least one token")
+        assert state is not None  # T ≥ 1
         return torch.cat(outputs, 1), torch.cat(reads, 1), state
 
     def _ragged(
@@ -142,8 +141,9 @@ class MACMixer(nn.Module):
             reads.append(read)
             places.append((done, counts))
             done = [d + n for d, n in zip(done, counts, strict=True)]
-        if state is None:
-            raise ValueError("input_ids must hold at least one real token")
+        if state is None or not outputs:  # nothing but padding
+            context, plain = whole[0], whole[1]
+            return torch.zeros_like(plain).flatten(2), torch.zeros_like(context), state or self._fresh(whole)
         return _join(outputs, places, place.tokens), _join(reads, places, place.tokens), state
 
     def _segment(
@@ -206,6 +206,12 @@ class MACMixer(nn.Module):
         read, memory = self.memory.scan(y, memory, lengths, store)
         return y, read, memory, (tokens, reads)
 
+    def _fresh(self, whole: tuple[Tensor, ...]) -> MACState:
+        """The state of streams that have not begun."""
+        memory = self.memory.start(whole[0], None)
+        nothing = AttentionCache(whole[3][:, :0], whole[4][:, :0])
+        return MACState(memory, replace(memory.memory, momentum=()), None, nothing, nothing)
+
     def _compilable(self, size: int, state: MACState | None) -> bool:
         """Is this a whole segment, does it consist of whole chunks, and is that wanted?"""
         return (
@@ -224,7 +230,7 @@ class MACMixer(nn.Module):
         sees of the state are tensors of the graph: one compilation serves every layer and segment, the first included.
         """
         start = self.memory.start(part[0], None if state is None else state.memory)
-        tensors = start.map(_as_part_of_the_graph)
+        tensors = start.map(partial(_as_part_of_the_graph, part[0].requires_grad))
         y, read, weights, momentum, tail = _compiled_segment()(
             self, part, angles, tensors.memory.weights, tensors.memory.momentum, tensors.tail
         )
@@ -242,7 +248,7 @@ class MACMixer(nn.Module):
         momentum: tuple[Tensor, ...],
         tail: Tensor | None,
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...], tuple[Tensor, ...], Tensor | None]:
-        """A whole segment as if it were the second one: no count that would make ``torch.compile`` start again."""
+        """A whole segment as if it were the second one: ``torch.compile`` starts again for every new token count."""
         rows = part[0].shape[0]
         seen = (self.segment,) * rows
         bare = MemoryState(weights, (), None, seen, self.memory.chunk_size)
@@ -272,9 +278,10 @@ class MACMixer(nn.Module):
         return plain, *self.attention.keys_values(torch.cat([t.expand(rows, -1, -1) for t in tokens], 1))
 
 
-def _as_part_of_the_graph(x: Tensor) -> Tensor:
+def _as_part_of_the_graph(training: bool, x: Tensor) -> Tensor:
+    """``torch.compile`` starts again when an input ceases to need a gradient: in training all of them do."""
     x = x.contiguous()
-    return x if x.requires_grad or not torch.is_grad_enabled() else x.detach().requires_grad_()
+    return x.detach().requires_grad_() if training and not x.requires_grad else x
 
 
 @cache

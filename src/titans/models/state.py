@@ -56,6 +56,9 @@ class Origin:
     def __deepcopy__(self, memo: dict) -> Origin:
         return self
 
+    def __reduce__(self) -> tuple:
+        return Origin, (self.fingerprint, None, self.weights)
+
 
 def hash_weights(model: nn.Module) -> str:
     """SHA-256 over names, dtypes and bytes of all parameters."""
@@ -91,7 +94,14 @@ class ModelState(State):
         """Every memory back at its learned initial weights; positions, convolutions and attention caches go on.
 
         What a model scores with this between segments shows what it owes to its memory.
+
+        Raises:
+            ValueError: a MAC model's memory stands inside a chunk, so that its chunks would leave its segments.
         """
+        for layer in self.layers:
+            if isinstance(layer, MACState) and any(layer.memory.memory.phases):
+                memory = layer.memory.memory
+                raise ValueError(f"forget needs every row at the end of {memory.chunk_size} tokens, got {self.seen}")
         return _forget(self)
 
     def save(self, path: str | Path) -> None:

@@ -18,7 +18,7 @@ MODEL_DIR = "model"
 # which sets a new end of the schedule.
 FREE_ON_RESUME = {
     *("output_dir", "steps", "eval_every", "eval_tokens", "save_every", "keep_checkpoints", "log_every"),
-    *("threads", "device"),
+    *("threads", "device", "engine"),
 }
 
 
@@ -62,7 +62,8 @@ def check_folder(config: TrainConfig, resume: bool) -> tuple[Path, int] | None:
         return None
     if found is None:
         raise ConfigError(f"training.output_dir: {output_dir} holds no complete checkpoint to resume from")
-    if found[1] >= config.training.steps:
+    # A run that was killed after its last step still has its model to write.
+    if found[1] > config.training.steps or (found[1] == config.training.steps and (output_dir / MODEL_DIR).exists()):
         raise ConfigError(f"training.steps: the run in {output_dir} already reached step {found[1]}")
     _check_same(config, output_dir / CONFIG_FILE)
     return found

@@ -56,8 +56,10 @@ def reference_scan(
 
 def _gradients(rule: Rule, weights: Maps, k: Tensor, v: Tensor) -> tuple[Maps, Maps, Maps]:
     """Per map: its input, the error at its output, and the gradient with respect to its weights, all by autograd."""
+    outside = torch.is_grad_enabled()
     with torch.enable_grad():
-        weights = tuple(w if w.requires_grad else w.requires_grad_() for w in weights)
+        # Views of parameters that were made under no_grad say that they require a gradient but have no graph.
+        weights = tuple(w if outside and w.requires_grad else w.detach().requires_grad_() for w in weights)
         inputs: list[Tensor] = []
         outputs: list[Tensor] = []
 

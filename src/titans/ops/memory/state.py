@@ -6,7 +6,7 @@ Legend: B batch, H heads, p tokens of the open chunk (at most C - 1), in/out wid
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -39,13 +39,43 @@ class State:
         return self.map(lambda tensor: tensor.to(*args, **kwargs))
 
     def select(self: T, rows: Sequence[int] | Tensor) -> T:
-        """Keep these rows of the batch, in this order; a row may be repeated."""
-        index = torch.as_tensor(rows, dtype=torch.long).flatten()
-        return _select(self, index)
+        """Keep these rows of the batch, in this order; a row may be repeated.
 
-    def reset(self: T, rows: Iterable[int]) -> T:
-        """Mark these rows fresh: at the next call they start a new stream, as if nothing had been read."""
-        return _reset(self, frozenset(rows))
+        Raises:
+            ValueError: a row outside the batch, or a bool mask instead of row numbers.
+        """
+        return _select(self, torch.tensor(_row_numbers(rows, _batch(self)), dtype=torch.long))
+
+    def reset(self: T, rows: Sequence[int] | Tensor) -> T:
+        """Mark these rows fresh: at the next call they start a new stream, as if nothing had been read.
+
+        Raises:
+            ValueError: a row outside the batch, or a bool mask instead of row numbers.
+        """
+        return _reset(self, frozenset(_row_numbers(rows, _batch(self))))
+
+
+def _row_numbers(rows: Sequence[int] | Tensor, batch: int) -> list[int]:
+    index = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows)).flatten()
+    if index.numel() and (index.is_floating_point() or index.dtype == torch.bool):
+        raise ValueError(f"rows must be row numbers, got {index.dtype}")
+    for row in index.tolist():
+        if not 0 <= row < batch:
+            raise ValueError(f"rows must lie in 0..{batch - 1}, got {row}")
+    return [int(row) for row in index.tolist()]
+
+
+def _batch(value: Any) -> int:
+    """Rows of the batch; 0 for what holds neither a count nor a tensor."""
+    if isinstance(value, Tensor):
+        return value.shape[0]
+    if isinstance(value, tuple):
+        if value and all(isinstance(item, int) for item in value):
+            return len(value)
+        return max((_batch(item) for item in value), default=0)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return max((_batch(getattr(value, f.name)) for f in dataclasses.fields(value)), default=0)
+    return 0
 
 
 def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
