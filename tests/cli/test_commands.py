@@ -47,7 +47,7 @@ def complaint(capsys, *words: object) -> str:
 
 
 def test_train_then_generate(run_file, tmp_path, capsys):
-    output = tmp_path / "out"
+    output = tmp_path / "out #1: a"  # not to be read as YAML
     assert main(["train", "--config", str(run_file), "--output", str(output), "--set", "training.lr=1e-2"]) == 0
     shown = capsys.readouterr().out
     assert "step 2: loss" in shown and "bits per byte" in shown and str(output / "model") in shown

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shutil
 import signal
 from pathlib import Path
 
@@ -109,6 +110,18 @@ def test_resume_goes_back_to_the_last_whole_checkpoint(make_config, whole):
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 8, "lo')
     train(crashed, resume=True, console=quiet())
+    assert losses(folder) == losses(whole)
+
+
+def test_a_run_killed_before_its_model_was_written_is_finished_by_resume(make_config, whole):
+    config = make_config("killed")
+    train(config, console=quiet())
+    folder = Path(config.training.output_dir)
+    shutil.rmtree(folder / "model")
+    result = train(config, resume=True, console=quiet())
+    assert result.step == 8 and result.model_dir == folder / "model"
+    weights = [load_model(run / "model").state_dict() for run in (whole, folder)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert losses(folder) == losses(whole)
 
 

@@ -33,6 +33,9 @@ class Metrics(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._mark = time.perf_counter()
+        if self.path.exists():  # a resumed run may have no step left to take
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                self.last.update(json.loads(line))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         now = time.perf_counter()
