@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import itertools
 import json
 import subprocess
 import sys
@@ -79,12 +80,12 @@ def examine(name: str) -> dict[str, str]:
     with torch.no_grad():
         ids = torch.randint(VOCABULARY, (2, TOKENS))
         before, future, others = logits(ids), 0.0, 0.0
-        for t in range(1, TOKENS):
+        for row, t in itertools.product((0, 1), range(1, TOKENS)):
             changed = ids.clone()
-            changed[0, t] = (changed[0, t] + 1) % VOCABULARY
+            changed[row, t] = (changed[row, t] + 1) % VOCABULARY
             difference = (logits(changed) - before).abs()
-            future = max(future, difference[0, :t].max().item())
-            others = max(others, difference[1].max().item())
+            future = max(future, difference[row, :t].max().item())
+            others = max(others, difference[1 - row].max().item())
         changed = ids.clone()
         changed[0, 0] = (changed[0, 0] + 1) % VOCABULARY
         reach = (logits(changed) - before)[0, -1].abs().max().item()
@@ -93,7 +94,7 @@ def examine(name: str) -> dict[str, str]:
         cuts = {name: cut(read, x, whole, at) for name, at in (("cut_at_chunk", 8), ("cut_inside", 7))}
     verdict = {"future": verdict_of(future), "others": verdict_of(others), **cuts}
     verdict["reach"] = "yes" if reach > EXACT else "no"
-    takes_mask = any("mask" in p for p in inspect.signature(type(model).forward).parameters)
+    takes_mask = {"mask", "attention_mask"} & set(inspect.signature(type(model).forward).parameters)
     return {**verdict, "mask": "yes" if takes_mask else "no"}
 
 
@@ -105,6 +106,7 @@ def cut(read, x, whole, at: int) -> str:
         first, state = read(x[:, :at], None)
         second, _ = read(x[:, at:], state)
     except Exception as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return f"no: {type(error).__name__}"
     return verdict_of((torch.cat((first, second), 1) - whole).abs().max().item())
 
