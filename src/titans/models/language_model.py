@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from titans.models.blocks import Block
 from titans.models.config import TitansConfig
 from titans.models.generation import GenerationMixin
 from titans.models.state import ModelState, Origin, hash_weights
-from titans.ops.memory import Engine
+from titans.ops.memory import Engine, check_engine
 from titans.ops.place import Place
 from titans.ops.ragged import compact, restore, take
 
@@ -147,8 +147,7 @@ class TitansModel(GenerationMixin, nn.Module):
     def set_engine(self, engine: Engine) -> None:
         """How the memories compute: "chunked", the default; "compiled", faster after a minute of ``torch.compile`` per
         shape, and worth it for training; "reference", the plain token loop."""
-        if engine not in get_args(Engine):
-            raise ValueError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}")
+        check_engine(engine)
         for module in self.modules():
             if isinstance(module, NeuralMemory):
                 module.engine = engine

@@ -143,7 +143,8 @@ class MACMixer(nn.Module):
             done = [d + n for d, n in zip(done, counts, strict=True)]
         if state is None or not outputs:  # nothing but padding
             context, plain = whole[0], whole[1]
-            return torch.zeros_like(plain).flatten(2), torch.zeros_like(context), state or self._fresh(whole)
+            state = state or _at_segment_start(self.memory.start(context, None), whole)
+            return torch.zeros_like(plain).flatten(2), torch.zeros_like(context), state
         return _join(outputs, places, place.tokens), _join(reads, places, place.tokens), state
 
     def _segment(
@@ -206,12 +207,6 @@ class MACMixer(nn.Module):
         read, memory = self.memory.scan(y, memory, lengths, store)
         return y, read, memory, (tokens, reads)
 
-    def _fresh(self, whole: tuple[Tensor, ...]) -> MACState:
-        """The state of streams that have not begun."""
-        memory = self.memory.start(whole[0], None)
-        nothing = AttentionCache(whole[3][:, :0], whole[4][:, :0])
-        return MACState(memory, replace(memory.memory, momentum=()), None, nothing, nothing)
-
     def _compilable(self, size: int, state: MACState | None) -> bool:
         """Is this a whole segment, does it consist of whole chunks, and is that wanted?"""
         return (
@@ -235,10 +230,8 @@ class MACMixer(nn.Module):
             self, part, angles, tensors.memory.weights, tensors.memory.momentum, tensors.tail
         )
         count = tuple(n + place.tokens for n in start.memory.count)
-        bare = MemoryState(weights, (), None, count, self.memory.chunk_size)
-        memory = NeuralMemoryState(replace(bare, momentum=momentum), tail, place.after)
-        nothing = AttentionCache(part[3][:, :0], part[4][:, :0])
-        return y, read, MACState(memory, bare, None, nothing, nothing)
+        memory = MemoryState(weights, momentum, None, count, self.memory.chunk_size)
+        return y, read, _at_segment_start(NeuralMemoryState(memory, tail, place.after), part)
 
     def _whole_segment(
         self,
@@ -251,9 +244,10 @@ class MACMixer(nn.Module):
         """A whole segment as if it were the second one: ``torch.compile`` starts again for every new token count."""
         rows = part[0].shape[0]
         seen = (self.segment,) * rows
-        bare = MemoryState(weights, (), None, seen, self.memory.chunk_size)
-        memory = NeuralMemoryState(replace(bare, momentum=momentum), tail, seen)
-        y, read, after, _ = self._attend_and_write(part, angles, memory, bare, None, (0,) * rows, None, None)
+        memory = MemoryState(weights, momentum, None, seen, self.memory.chunk_size)
+        y, read, after, _ = self._attend_and_write(
+            part, angles, NeuralMemoryState(memory, tail, seen), _bare(memory), None, (0,) * rows, None, None
+        )
         return y, read, after.memory.weights, after.memory.momentum, after.tail
 
     def _recall(self, queries: Tensor, previous: MemoryState | None) -> Tensor:
@@ -289,9 +283,20 @@ def _compiled_segment() -> Callable:
     return torch.compile(MACMixer._whole_segment, dynamic=False)
 
 
+def _at_segment_start(memory: NeuralMemoryState, part: tuple[Tensor, ...]) -> MACState:
+    """The state of streams whose next token begins a segment; ``part`` tells the shape of keys and values."""
+    nothing = AttentionCache(part[3][:, :0], part[4][:, :0])
+    return MACState(memory, _bare(memory.memory), None, nothing, nothing)
+
+
+def _bare(memory: MemoryState) -> MemoryState:
+    """What a read of a memory at a chunk's end needs: its weights."""
+    return replace(memory, momentum=(), chunk=None)
+
+
 def _advance_previous(previous: MemoryState | None, now: MemoryState, closing: list[bool]) -> MemoryState:
     """The memory of the last segment's end: as it stands now for the rows whose segment just closed."""
-    bare = MemoryState(now.weights, (), None, now.count, now.chunk_size)
+    bare = _bare(now)
     if all(closing):
         return bare
     if previous is None:

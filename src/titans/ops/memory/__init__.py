@@ -1,6 +1,14 @@
 """The memory operator: ``memory_scan`` with a plain reference and a fast engine."""
 
-from titans.ops.memory.scan import Engine, MemoryTrace, memory_read, memory_scan, memory_start, memory_trace
+from titans.ops.memory.scan import (
+    Engine,
+    MemoryTrace,
+    check_engine,
+    memory_read,
+    memory_scan,
+    memory_start,
+    memory_trace,
+)
 from titans.ops.memory.state import MemoryState, State
 
 __all__ = [
@@ -8,6 +16,7 @@ __all__ = [
     "MemoryState",
     "MemoryTrace",
     "State",
+    "check_engine",
     "memory_read",
     "memory_scan",
     "memory_start",

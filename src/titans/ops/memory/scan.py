@@ -83,12 +83,17 @@ def memory_scan(
 
     Source: Titans (2501.00663) Eqs. 8-16; MIRAS (2504.13173) §3-5.
     """
-    if engine not in get_args(Engine):
-        raise ValueError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}")
+    check_engine(engine)
     return _scan(
         q, k, v, Gates(theta, eta, alpha, None), weights, miras or MirasConfig.steady(), chunk_size, state, engine,
         mask, store_mask, norm, lengths,
     )  # fmt: skip
+
+
+def check_engine(engine: str) -> None:
+    """Raise a ValueError unless ``engine`` is one."""
+    if engine not in get_args(Engine):
+        raise ValueError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}")
 
 
 def memory_trace(
