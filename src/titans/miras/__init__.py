@@ -1,23 +1,41 @@
 """What a memory computes: the four MIRAS choices (arXiv 2504.13173) as small strategy objects."""
 
-from titans.miras.algorithm import Algorithm, GradientDescent, Momentum
-from titans.miras.bias import L2, Bias
+from titans.miras.algorithm import Algorithm, GradientDescent, Momentum, Muon
+from titans.miras.bias import L2, Bias, ErrorSignal, Huber, Lp, Robust
 from titans.miras.config import MirasConfig
-from titans.miras.networks import MLP, GatedMLP, Matrix, Network, Vector
-from titans.miras.retention import Retention, SphereRetention, WeightDecay
+from titans.miras.networks import MLP, Apply, GatedMLP, Matrix, Network, Vector
+from titans.miras.retention import (
+    ElasticNet,
+    KLRetention,
+    LqRetention,
+    Retention,
+    SigmoidRetention,
+    SphereRetention,
+    WeightDecay,
+)
 
 __all__ = [
     "L2",
     "MLP",
     "Algorithm",
+    "Apply",
     "Bias",
+    "ElasticNet",
+    "ErrorSignal",
     "GatedMLP",
     "GradientDescent",
+    "Huber",
+    "KLRetention",
+    "LqRetention",
+    "Lp",
     "Matrix",
     "MirasConfig",
     "Momentum",
+    "Muon",
     "Network",
     "Retention",
+    "Robust",
+    "SigmoidRetention",
     "SphereRetention",
     "Vector",
     "WeightDecay",

@@ -1,27 +1,51 @@
-"""Attentional biases: what the memory is asked to get right, given as a loss and its error signal."""
+"""Attentional biases: what the memory is asked to get right, given by its error signal.
+
+Legend: residual r = M(k) - v [..., D]; delta: Huber threshold, [..., 1] or [..., D].
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal
 
+import torch
+from pydantic import Field, field_serializer
 from torch import Tensor
 
 from titans.miras.choice import Choice
 
+SMOOTHING = 1e-6
+TINY = 1e-30
+
 
 class Bias(Choice):
-    """Axis 2, the inner objective ℓ as a function of the residual r = M(k) - v, shape [..., D]."""
+    """Axis 2, the inner objective ℓ as a function of the residual r = M(k) - v.
+
+    ``learned_delta`` says that the layer shall learn a positive threshold per token and hand it over as ``delta``
+    (otherwise None).
+    """
 
     axis: ClassVar[str] = "bias"
 
     @abstractmethod
-    def loss(self, residual: Tensor) -> Tensor:
-        """ℓ per token, shape [...]."""
-
-    @abstractmethod
-    def error(self, residual: Tensor) -> Tensor:
+    def error(self, residual: Tensor, delta: Tensor | None) -> Tensor:
         """e = ∂ℓ/∂M(k), shape [..., D]; the engines back-propagate it as the cotangent of M(k)."""
+
+    def loss(self, residual: Tensor, delta: Tensor | None) -> Tensor:
+        """ℓ per token, shape [...], for traces only. Unless overridden ½ r·e, which is ℓ where e is linear in r."""
+        return 0.5 * (residual * self.error(residual, delta)).sum(-1)
+
+    @property
+    def learned_delta(self) -> bool:
+        return False
+
+    @classmethod
+    def parse(cls, value: Any) -> Any:
+        """As ``Choice.parse``; a plain function of the residual becomes its :class:`ErrorSignal`."""
+        if callable(value) and not isinstance(value, (cls, type)):
+            return ErrorSignal(function=value)
+        return super().parse(value)
 
 
 class L2(Bias):
@@ -29,8 +53,94 @@ class L2(Bias):
 
     name: ClassVar[str] = "l2"
 
-    def loss(self, residual: Tensor) -> Tensor:
-        return residual.square().sum(-1)
-
-    def error(self, residual: Tensor) -> Tensor:
+    def error(self, residual: Tensor, delta: Tensor | None = None) -> Tensor:
         return 2 * residual
+
+
+class Lp(Bias):
+    """ℓ = Σ|r|^p, e = p·sign(r)·|r|^{p-1} (MIRAS Eq. 10, Moneta Eq. 24).
+
+    Below p = 2 smoothed as MIRAS does: sign(r) becomes tanh(10 r) and |r| becomes √(r² + 1e-6).
+    """
+
+    name: ClassVar[str] = "lp"
+    p: float = Field(default=3.0, ge=1, le=16)
+
+    def error(self, residual: Tensor, delta: Tensor | None = None) -> Tensor:
+        if self.p < 2:
+            return self.p * torch.tanh(10 * residual) * (residual.square() + SMOOTHING).pow((self.p - 1) / 2)
+        if self.p == 3:
+            return 3 * residual * residual.abs()
+        # The clamp keeps the derivative of a power between 0 and 1 finite where the residual is exactly 0.
+        return self.p * residual * residual.abs().clamp(min=TINY).pow(self.p - 2)
+
+    def loss(self, residual: Tensor, delta: Tensor | None = None) -> Tensor:
+        return residual.abs().pow(self.p).sum(-1)
+
+
+class Huber(Bias):
+    """Quadratic for small residuals, linear for large ones: outliers write no more than δ allows (MIRAS §5.2).
+
+    ``form``: "coordinate", e = clamp(r, -δ, δ); "vector", e = r·min(1, δ/‖r‖); "mixture", e = r if ‖r‖ ≤ δ else
+    δ·sign(r) (Yaad, Eq. 26). ``delta`` is a constant, or "learned": a positive gate per token.
+    """
+
+    name: ClassVar[str] = "huber"
+    delta: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["learned"] = 1.0
+    form: Literal["coordinate", "vector", "mixture"] = "mixture"
+
+    @property
+    def learned_delta(self) -> bool:
+        return self.delta == "learned"
+
+    def error(self, residual: Tensor, delta: Tensor | None = None) -> Tensor:
+        limit = self._limit(residual, delta)
+        if self.form == "coordinate":
+            return torch.minimum(torch.maximum(residual, -limit), limit)
+        norm = torch.linalg.vector_norm(residual, dim=-1, keepdim=True)
+        if self.form == "vector":
+            return residual * (limit / torch.maximum(norm, limit))
+        return torch.where(norm <= limit, residual, limit * residual.sign())
+
+    def loss(self, residual: Tensor, delta: Tensor | None = None) -> Tensor:
+        """H(r) = ½r² up to δ, then δ(|r| - ½δ), of the coordinates or of the norm; the mixture's δ‖r‖₁ beyond δ."""
+        limit = self._limit(residual, delta)
+        norm = torch.linalg.vector_norm(residual, dim=-1, keepdim=True)
+        if self.form == "mixture":
+            return torch.where(norm <= limit, 0.5 * residual.square(), limit * residual.abs()).sum(-1)
+        size = residual.abs() if self.form == "coordinate" else norm
+        return torch.where(size <= limit, 0.5 * size.square(), limit * (size - 0.5 * limit)).sum(-1)
+
+    def _limit(self, residual: Tensor, delta: Tensor | None) -> Tensor:
+        return residual.new_tensor(self.delta) if delta is None else delta
+
+
+class Robust(Bias):
+    """The worst case over values shifted by up to Δ = ``radius``: ℓ = ½‖r‖² + Δ‖r‖ (MIRAS Eq. 17)."""
+
+    name: ClassVar[str] = "robust"
+    radius: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+
+    def error(self, residual: Tensor, delta: Tensor | None = None) -> Tensor:
+        return residual * (1 + self.radius * (residual.square().sum(-1, keepdim=True) + SMOOTHING).rsqrt())
+
+    def loss(self, residual: Tensor, delta: Tensor | None = None) -> Tensor:
+        square = residual.square().sum(-1)
+        return 0.5 * square + self.radius * (square + SMOOTHING).sqrt()
+
+
+class ErrorSignal(Bias):
+    """Any function e(r) of the residual. It has no name of its own, so a configuration with it cannot be saved."""
+
+    name: ClassVar[str] = "error_signal"
+    function: Callable[[Tensor], Tensor]
+
+    def error(self, residual: Tensor, delta: Tensor | None = None) -> Tensor:
+        return self.function(residual)
+
+    @field_serializer("function")
+    def _unsaved(self, function: Callable[[Tensor], Tensor]) -> str:
+        raise ValueError(
+            f"bias {getattr(function, '__name__', function)!r} is a bare function: to save it, define a class derived "
+            "from titans.miras.Bias with a name of its own"
+        )

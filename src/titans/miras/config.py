@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, model_validator
 
 from titans.miras.algorithm import Algorithm, GradientDescent, Momentum
-from titans.miras.bias import L2, Bias
+from titans.miras.bias import L2, Bias, Huber, Lp
 from titans.miras.networks import MLP, GatedMLP, Matrix, Network
-from titans.miras.retention import Retention, SphereRetention, WeightDecay
+from titans.miras.retention import KLRetention, LqRetention, Retention, SphereRetention, WeightDecay
+
+GateKind = Literal["head", "channel"]
 
 
 class MirasConfig(BaseModel):
     """Which memory to compute: architecture, attentional bias, retention gate, memory algorithm (MIRAS §4).
 
-    Each field takes a member object, its name (``"sphere"``) or a mapping (``{"name": "mlp", "depth": 3}``). Without
-    arguments this is :meth:`steady`.
+    Each of the four takes a member object, its name (``"sphere"``) or a mapping (``{"name": "mlp", "depth": 3}``).
+    ``gates`` says what the step size θ, the forgetting α and a learned δ are numbers of: every token and "head", or
+    every token, map and output "channel" (MIRAS §5.3; slower). Momentum decay η is always one number per head.
+    Without arguments this is :meth:`steady`.
+
+    Raises:
+        ValueError: a combination that has no meaning, with the reason.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -25,6 +32,16 @@ class MirasConfig(BaseModel):
     bias: Annotated[SerializeAsAny[Bias], BeforeValidator(Bias.parse)] = L2()
     retention: Annotated[SerializeAsAny[Retention], BeforeValidator(Retention.parse)] = SphereRetention()
     algorithm: Annotated[SerializeAsAny[Algorithm], BeforeValidator(Algorithm.parse)] = Momentum()
+    gates: GateKind = "head"
+
+    @model_validator(mode="after")
+    def _means_something(self) -> MirasConfig:
+        if self.algorithm.per_chunk and any(len(shape) == 1 for shape in self.architecture.shapes(4)):
+            raise ValueError(
+                f"algorithm {self.algorithm.name!r} rotates whole matrices, architecture {self.architecture.name!r} "
+                "has a map that is a vector: choose 'gradient_descent' or 'momentum'"
+            )
+        return self
 
     @classmethod
     def steady(cls, architecture: Network | None = None) -> MirasConfig:
@@ -35,6 +52,35 @@ class MirasConfig(BaseModel):
     def titans(cls, architecture: Network | None = None) -> MirasConfig:
         """The rule of Titans Eqs. 8-14, verbatim; the paper leaves the network open, ``architecture`` overrides it."""
         return cls(architecture=architecture or MLP(), retention=WeightDecay())
+
+    @classmethod
+    def yaad(cls, delta: float | Literal["learned"] = 1.0, architecture: Network | None = None) -> MirasConfig:
+        """MIRAS Eq. 26: the Huber mixture shrugs off outliers. ``delta`` > 0 or "learned" per token."""
+        return cls(
+            architecture=architecture or MLP(),
+            bias=Huber(delta=delta, form="mixture"),
+            retention=WeightDecay(),
+            algorithm=GradientDescent(),
+        )
+
+    @classmethod
+    def moneta(cls, p: float = 3, q: float = 4, architecture: Network | None = None) -> MirasConfig:
+        """MIRAS Eq. 24: an ℓp bias and an ℓq retention."""
+        return cls(
+            architecture=architecture or MLP(),
+            bias=Lp(p=p),
+            retention=LqRetention(q=q),
+            algorithm=GradientDescent(),
+        )
+
+    @classmethod
+    def memora(cls, scale: float = 1.0, architecture: Network | None = None) -> MirasConfig:
+        """MIRAS Eq. 27: every row of a weight matrix is a probability distribution times ``scale``."""
+        return cls(
+            architecture=architecture or MLP(),
+            retention=KLRetention(scale=scale),
+            algorithm=GradientDescent(),
+        )
 
 
 def resolve_miras(

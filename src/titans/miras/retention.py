@@ -1,34 +1,49 @@
-"""Retention gates: how the accumulated weights A become the weights W = φ(A) that are used."""
+"""Retention gates: how the accumulated weights A become the weights W = φ(A) that are used.
+
+Shapes: A and W are [rows, out, in] for a matrix map, [rows, width] for a diagonal one; rows are samples and heads.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from titans.miras.choice import Choice
+
+Inside = Literal["shown", "scaled", "hidden"]
+TINY = 1e-12
 
 
 class Retention(Choice):
     """Axis 3, a mirror map φ beside the decay α_t.
 
-    ``replaces`` says that A itself becomes φ(A) when a chunk closes; ``identity`` that φ(A) = A, so that an engine
-    need not call it.
+    Attributes:
+        replaces: A itself becomes φ(A) when a chunk closes.
+        identity: φ(A) = A, so that an engine need not call it.
+        inside: what a read strictly inside a chunk sees of the chunk's decay and writes. "shown": all, added to φ(A_c);
+            "scaled": all, times ``factor`` of the chunk's start; "hidden": nothing before the next chunk.
     """
 
     axis: ClassVar[str] = "retention"
     replaces: ClassVar[bool] = False
     identity: ClassVar[bool] = False
+    inside: ClassVar[Inside] = "shown"
 
     @abstractmethod
     def project(self, accumulated: Tensor, anchor: Tensor) -> Tensor:
-        """φ(A), same shape as A = ``accumulated`` [..., out, in] (or [..., width])."""
+        """φ(A), same shape as A = ``accumulated``."""
 
     def anchor(self, initial: Tensor) -> Tensor:
         """What ``project`` needs of the learned initial weights A_0, computed once per call."""
         return initial
+
+    def factor(self, accumulated: Tensor) -> Tensor:
+        """For ``inside = "scaled"``: s with φ(A) = s A, one number per row of the batch, [rows, 1, …]."""
+        raise NotImplementedError(f"retention {self.name!r} says inside = 'scaled' but defines no factor")
 
 
 class WeightDecay(Retention):
@@ -39,6 +54,52 @@ class WeightDecay(Retention):
 
     def project(self, accumulated: Tensor, anchor: Tensor) -> Tensor:
         return accumulated
+
+
+class LqRetention(Retention):
+    """φ(A) = A / ‖A‖_q^{q-2}, the norm taken over the entries of each weight matrix (Moneta, MIRAS Eq. 24)."""
+
+    name: ClassVar[str] = "lq"
+    inside: ClassVar[Inside] = "scaled"
+    q: float = Field(default=4.0, ge=1, le=16)
+
+    def factor(self, accumulated: Tensor) -> Tensor:
+        dims = tuple(range(1, accumulated.dim()))
+        return torch.linalg.vector_norm(accumulated, self.q, dims, keepdim=True).clamp(min=TINY).pow(2 - self.q)
+
+    def project(self, accumulated: Tensor, anchor: Tensor) -> Tensor:
+        return accumulated * self.factor(accumulated)
+
+
+class KLRetention(Retention):
+    """φ(A) = scale · softmax(A) over the input axis; A plays log W (Memora, MIRAS Eq. 27)."""
+
+    name: ClassVar[str] = "kl"
+    inside: ClassVar[Inside] = "hidden"
+    scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+
+    def project(self, accumulated: Tensor, anchor: Tensor) -> Tensor:
+        return self.scale * accumulated.softmax(-1)
+
+
+class ElasticNet(Retention):
+    """φ(A) = sign(A)·max(|A| - l1, 0): small weights are exactly zero (MIRAS Eqs. 22-23)."""
+
+    name: ClassVar[str] = "elastic_net"
+    l1: float = Field(default=1e-3, ge=0, allow_inf_nan=False)
+
+    def project(self, accumulated: Tensor, anchor: Tensor) -> Tensor:
+        return torch.nn.functional.softshrink(accumulated, self.l1)
+
+
+class SigmoidRetention(Retention):
+    """φ(A) = σ(A): weights between 0 and 1, the Bregman case of an entropy per entry (MIRAS §4.3)."""
+
+    name: ClassVar[str] = "sigmoid"
+    inside: ClassVar[Inside] = "hidden"
+
+    def project(self, accumulated: Tensor, anchor: Tensor) -> Tensor:
+        return accumulated.sigmoid()
 
 
 class SphereRetention(Retention):

@@ -69,7 +69,7 @@ def _gradients(rule: Rule, weights: Maps, k: Tensor, v: Tensor) -> tuple[Maps, M
             return outputs[-1]
 
         prediction = rule.value(k, apply)
-        cotangent = rule.miras.bias.error(prediction - v)
+        cotangent = rule.miras.bias.error(prediction - v, None)
         found = torch.autograd.grad(prediction, (*outputs, *weights), cotangent, create_graph=True)
     return tuple(inputs), found[: len(outputs)], found[len(outputs) :]
 

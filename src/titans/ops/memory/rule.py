@@ -135,13 +135,13 @@ class Rule:
         out = self.miras.architecture.forward(k, apply)
         if self.gain is None or self.bias is None:
             residual = out - v
-            error = self.miras.bias.error(residual)
+            error = self.miras.bias.error(residual, None)
         else:
             centred = out - out.mean(-1, keepdim=True)
             scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + NORM_EPS)
             normed = centred * scale
             residual = k + normed * self.gain + self.bias - v
-            g = self.miras.bias.error(residual) * self.gain
+            g = self.miras.bias.error(residual, None) * self.gain
             error = scale * (g - g.mean(-1, keepdim=True) - normed * (g * normed).mean(-1, keepdim=True))
         return tuple(inputs), self.miras.architecture.errors(error, outputs, transpose), residual
 
