@@ -131,7 +131,7 @@ CASES = pairwise(
     gates=["head", "channel"],
     forgetting=[True, False],
     norm=[True, False],
-    tokens=[1, 7, 17, 33],
+    tokens=[1, 7, 23],
     chunk=[1, 5, 16, 64],
 )
 
@@ -155,9 +155,10 @@ def test_chunked_equals_reference(case):
 @pytest.mark.parametrize("bias", list(BIASES))
 def test_chunked_equals_reference_for_every_combination(bias, retention, algorithm, network):
     for gates, chunk in itertools.product(["head", "channel"], [1, 5, 16]):
-        tensors, miras = make(network, retention, algorithm, bias, gates, tokens=33)
+        tensors, miras = make(network, retention, algorithm, bias, gates, tokens=17)
         check_engines_agree(tensors, miras, chunk)
-        check_streaming_and_padding(*make(network, retention, algorithm, bias, gates, tokens=17), chunk)
+        check_split(tensors, miras, chunk, (1, 6, 7, 12))
+        check_padding(tensors, miras, chunk)
 
 
 @pytest.mark.slow
@@ -272,7 +273,7 @@ def check_streaming_and_padding(tensors, miras, chunk):
 
 @pytest.mark.parametrize("case", [c for c in CASES if not refused(**c)], ids=lambda c: "-".join(map(str, c.values())))
 def test_pieces_and_padding_change_nothing(case):
-    tensors, miras = make(**{k: v for k, v in {**case, "tokens": 14}.items() if k != "chunk"})
+    tensors, miras = make(**{k: v for k, v in {**case, "tokens": 11}.items() if k != "chunk"})
     check_streaming_and_padding(tensors, miras, case["chunk"])
 
 
@@ -303,12 +304,15 @@ def test_unstored_tokens_leave_the_memory_untouched_even_with_momentum():
     assert_close(memory_read(query, state=later, **options), memory_read(query, state=state, **options), "read")
 
 
-def test_read_after_the_last_token_is_that_token_s_own_read():
-    tensors, miras = make(tokens=11)
+@pytest.mark.parametrize("case", [c for c in CASES if not refused(**c)], ids=lambda c: "-".join(map(str, c.values())))
+def test_read_after_the_last_token_is_that_token_s_own_read(case):
+    tensors, miras = make(**{k: v for k, v in {**case, "tokens": 7}.items() if k != "chunk"})
     options = {"weights": tensors["weights"], "miras": miras, "norm": tensors["norm"]}
-    for stop in range(1, 12):
-        y, state = run(cut(tensors, 0, stop), miras, 4)
-        assert_close(memory_read(tensors["q"][:, stop - 1 : stop], state=state, **options), y[:, -1:], f"T = {stop}")
+    with torch.no_grad():
+        for stop in range(1, 8):
+            y, state = run(cut(tensors, 0, stop), miras, min(case["chunk"], 4))
+            read = memory_read(tensors["q"][:, stop - 1 : stop], state=state, **options)
+            assert_close(read, y[:, -1:], f"T = {stop}")
 
 
 def test_trace_gives_the_gradient_norm_of_the_reference():
