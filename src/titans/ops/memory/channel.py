@@ -11,9 +11,11 @@ of one map.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from titans.ops.memory.decay import Ending, cumulative_products
 from titans.ops.memory.rule import advance_momentum, advance_weight
@@ -50,14 +52,10 @@ class ChannelDecay:
     @property
     def retained(self) -> Tensor | None:
         """P_t of the queries, [G, m, out]."""
-        if self.keep is None:
-            return None
-        return parallel_scan(self.keep, torch.zeros_like(self.keep), torch.ones_like(self.keep[:, 0]))[
-            :, -self.queries :
-        ]
+        return None if self.keep is None else self.keep.cumprod(1)[:, -self.queries :]
 
     def ending(self) -> Ending:
-        """What remains when the tokens so far end: a scan from the last token backwards."""
+        """What remains of the start and of every write when the tokens so far end."""
         later = None if self.keep is None else _products_after(self.keep)
         retained = None if self.keep is None or later is None else later[:, 0] * self.keep[:, 0]
         steps = self.theta.sum(1)
@@ -66,12 +64,10 @@ class ChannelDecay:
         written = torch.ones_like(self.theta) if later is None else later
         if self.write is not None:
             written = written * self.write.unsqueeze(-1)
-        following = torch.cat((self.eta[:, 1:], self.eta[:, :1]), 1).flip(1).unsqueeze(-1)
-        share = parallel_scan(following, written.flip(1)).flip(1)
         momentum = cumulative_products(self.eta)
         decayed = momentum[..., 0] * self.eta[:, :1]
         return Ending(
-            share=share * self.theta,
+            share=torch.bmm(momentum.mT, written) * self.theta,
             retained=retained,
             pushed=torch.bmm(decayed.unsqueeze(1), written).squeeze(1),
             carried=decayed[:, -1:],
@@ -79,19 +75,58 @@ class ChannelDecay:
             steps=steps,
         )
 
-    def kernel(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """K[t, i] θ_i [G, n, n, out], P_t and m_t [G, n, out] of a block, row by row."""
-        size = self.theta.shape[1]
-        eye = torch.eye(size, dtype=self.theta.dtype, device=self.theta.device).expand(self.theta.shape[0], -1, -1)
-        sources = eye if self.eta is None else cumulative_products(self.eta)
-        if self.eta is not None:
-            # One more column per row: what S_0 pushes, m_t.
-            sources = torch.cat((sources, (sources[..., :1] * self.eta[:, :1].unsqueeze(-1))), -1)
+    def kernel(self) -> tuple[Tensor, Tensor | None]:
+        """K[t, i] [G, n, n, out] and m_t [G, n, out] of a block."""
+        size, out = self.theta.shape[1:]
+        if self.eta is None:
+            eye = torch.eye(size, dtype=self.theta.dtype, device=self.theta.device)
+            sources = eye.expand(self.theta.shape[0], -1, -1)
+        else:
+            # One more column: S_0, whose share of a write has decayed since the start.
+            sources = cumulative_products(self.eta)
+            sources = torch.cat((sources, sources[..., :1] * self.eta[:, :1].unsqueeze(-1)), -1)
             if self.write is not None:
                 sources = sources * self.write.unsqueeze(-1)
-        rows = _recurrence(self.keep, sources, self.theta.shape[-1])
-        pushed = None if self.eta is None else rows[:, :, -1]
-        return rows[:, :, :size] * self.theta.unsqueeze(1), self.retained, pushed
+        if self.keep is None:
+            rows = sources.cumsum(1).unsqueeze(-1).expand(-1, -1, -1, out)
+        else:
+            rows: Tensor = _Recurrence.apply(self.keep, sources)  # type: ignore[assignment]
+        return (rows, None) if self.eta is None else (rows[:, :, :size], rows[:, :, size])
+
+
+class _Recurrence(torch.autograd.Function):
+    """X_t = keep_t ⊙ X_{t-1} + sources_t from X = 0 on: keep [G, n, out], sources [G, n, k] -> [G, n, k, out].
+
+    Written into place token by token; autograd would copy the whole block for every token.
+    """
+
+    @staticmethod
+    def forward(keep: Tensor, sources: Tensor) -> Tensor:
+        rows = keep.new_empty(*sources.shape, keep.shape[-1])
+        rows[:, 0] = sources[:, 0].unsqueeze(-1)
+        for t in range(1, sources.shape[1]):
+            torch.mul(rows[:, t - 1], keep[:, t].unsqueeze(1), out=rows[:, t])
+            rows[:, t] += sources[:, t].unsqueeze(-1)
+        return rows
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+        keep, rows = ctx.saved_tensors
+        of_keep = torch.zeros_like(keep)
+        of_sources = grad.new_empty(grad.shape[:3])
+        running = grad[:, -1]
+        for t in range(grad.shape[1] - 1, -1, -1):
+            if ctx.needs_input_grad[1]:
+                of_sources[:, t] = running.sum(-1)
+            if t:
+                torch.sum(running * rows[:, t - 1], 1, out=of_keep[:, t])
+                running = torch.addcmul(grad[:, t - 1], running, keep[:, t].unsqueeze(1))
+        return of_keep, of_sources if ctx.needs_input_grad[1] else None
 
 
 @dataclass(frozen=True)
@@ -151,13 +186,13 @@ def _read_block(
     x: Tensor, weight: Tensor, momentum: Tensor | None, a: Tensor, error: Tensor, block: ChannelDecay
 ) -> Tensor:
     """``channel_read`` for tokens that all are queries."""
-    kernel, retained, pushed = block.kernel()
+    kernel, pushed = block.kernel()
     out = torch.bmm(x, weight.mT)
-    out = out if retained is None else out * retained
+    out = out if block.retained is None else out * block.retained
     if momentum is not None and pushed is not None:
         out = torch.addcmul(out, torch.bmm(x, momentum.mT), pushed)
     scores = torch.bmm(x, a.mT).flatten(0, 1).unsqueeze(1)
-    writes = (kernel * error.unsqueeze(1)).flatten(0, 1)
+    writes = (kernel * (block.theta * error).unsqueeze(1)).flatten(0, 1)
     return out - torch.bmm(scores, writes).view_as(out)
 
 
@@ -175,20 +210,4 @@ def _read_diagonal(
 
 def _products_after(gates: Tensor) -> Tensor:
     """Π_{j>t} g_j, [G, n, out]."""
-    ones = torch.ones_like(gates[:, :1])
-    if gates.shape[1] == 1:
-        return ones
-    after = parallel_scan(gates[:, 1:].flip(1), torch.zeros_like(gates[:, 1:]), ones[:, 0]).flip(1)
-    return torch.cat((after, ones), 1)
-
-
-def _recurrence(keep: Tensor | None, sources: Tensor, out: int) -> Tensor:
-    """X_t = keep_t ⊙ X_{t-1} + sources_t, X_0 = 0: keep [G, n, out], sources [G, n, k] -> [G, n, k, out]."""
-    if keep is None:
-        return sources.cumsum(1).unsqueeze(-1).expand(-1, -1, -1, out)
-    row = sources[:, 0].unsqueeze(-1).expand(-1, -1, out)
-    rows = [row]
-    for t in range(1, sources.shape[1]):
-        row = torch.addcmul(sources[:, t].unsqueeze(-1), row, keep[:, t].unsqueeze(1))
-        rows.append(row)
-    return torch.stack(rows, 1)
+    return torch.cat((gates[:, 1:].flip(1).cumprod(1).flip(1), torch.ones_like(gates[:, :1])), 1)
