@@ -1,4 +1,4 @@
-"""Each preset at C = 1 against a literal transcription of its paper's equations: loops, and autograd for the gradient."""
+"""Each preset at C = 1 against a literal transcription of its paper's equations (loops, autograd for the gradient)."""
 
 import torch
 import torch.nn.functional as F
