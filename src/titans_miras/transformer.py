@@ -106,9 +106,9 @@ class MACTransformer(nn.Module):
         if cache is not None:
             if state is not None or return_loss:
                 raise ValueError("cache goes neither with state nor with return_loss: give state and new tokens")
-            if len(set(cache.seen)) > 1 or x.shape[1] <= cache.seen[0]:
-                raise ValueError(f"x must be longer than the {cache.seen} tokens of cache, got {x.shape[1]}")
-            x, state = x[:, cache.seen[0] :], cache
+            if x.shape[1] <= max(cache.seen):
+                raise ValueError(f"x must be longer than the {max(cache.seen)} tokens of cache, got {x.shape[1]}")
+            x, state = x[:, max(cache.seen) :], cache
         out = self.model(x, labels=x if return_loss else None, state=state)
         result = out.loss if return_loss else out.logits
         return (result, out.state) if return_cache or return_state else result

@@ -19,9 +19,10 @@ FIELDS = {
     "": """num_tokens dim dim_head depth segment_len neural_mem miras num_longterm_mem_tokens num_persist_mem_tokens
         heads ff_mult num_residual_streams use_flex_attn use_sliding_window_attn""",
     "neural_mem": """accept_weight_residual add_value_residual attn_pool_chunks batch_size chunk_size
-        default_model_kwargs default_step_transform_max_lr depth dim dim_head gate_attn_output gated_transition heads
-        init_adaptive_step_bias init_decay_bias init_momentum_bias layers learned_combine_include_zeroth learned_momentum_combine max_grad_norm
-        max_lr max_mem_layer_modulation mem_model_norm_add_residual momentum momentum_order num_kv_per_token
+        default_model_kwargs default_step_transform_max_lr depth dim dim_head gate_attn_output
+        gated_transition heads init_adaptive_step_bias init_decay_bias init_momentum_bias layers
+        learned_combine_include_zeroth learned_momentum_combine max_grad_norm max_lr
+        max_mem_layer_modulation mem_model_norm_add_residual momentum momentum_order num_kv_per_token
         per_head_learned_parameters per_parameter_lr_modulation post_rmsnorm pre_rmsnorm qk_rmsnorm
         qkv_receives_diff_views segment_len apply_spectral_norm_surprises use_accelerated_scan miras""",
     "miras": """yaad_delta moneta_bias_p moneta_gate_p moneta_regularization_weight memora_temperature architecture

@@ -1,6 +1,8 @@
 """MACTransformer: the calls of python-titans-miras as its page prints them, variants, loss, streaming, sampling."""
 
 import itertools
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,6 +119,22 @@ def test_quick_start_as_printed():
     assert sum(p.grad.square().sum() for p in names["model"].parameters()).sqrt() < 100
 
 
+def test_the_page_shows_one_model_twice():
+    page = (Path(__file__).parents[2] / "docs" / "from_python_titans_miras.md").read_text()
+    before, after = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for full, less in (
+        ("dim=512", "dim=64"),
+        ("depth=6", "depth=1"),
+        ("d_model=512", "d_model=64"),
+        ("layers=6", "layers=1"),
+    ):
+        before, after = before.replace(full, less), after.replace(full, less)
+    names, new = run(before), run(after.replace("0.1 / 64", "0.1 / 8"))
+    assert names["more"].shape == (1, 5, 256)
+    assert names["model"].model.config == new["model"].config
+    assert new["out"].logits.shape == names["logits"].shape
+
+
 def test_variants_as_printed():
     for name, rule in run(VARIANTS).items():
         if name.endswith("_config"):
@@ -147,7 +165,7 @@ def test_every_variant_learns(variant):
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     losses = []
     for _ in range(15):
-        losses.append(model(text(), return_loss=True))
+        losses.append(model(text(tokens=17), return_loss=True))
         optimizer.zero_grad()
         losses[-1].backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -247,10 +265,10 @@ def test_a_temperature_divides_what_memora_accumulates(momentum):
         inside = "hidden"
 
         def project(self, accumulated, anchor):
-            return (accumulated / 0.3).softmax(-1)
+            return (accumulated / 0.25).softmax(-1)
 
     try:
-        model = small("memora", miras={"memora_temperature": 0.3}, max_lr=2.0, momentum=momentum)
+        model = small("memora", miras={"memora_temperature": 0.25}, max_lr=2.0, momentum=momentum)
         plain = small("memora", max_lr=2.0, momentum=momentum)
         told = plain.config.to_titans()
         rule = MirasConfig(retention=Tempered(), algorithm=told.miras.algorithm)
