@@ -239,7 +239,7 @@ def test_sampling_continues_the_prompt_as_reading_it_all_again_would():
 
 
 def test_min_p_keeps_what_is_likely_enough():
-    kept = min_p_filter(torch.tensor([[0.5, 0.3, 0.04, 0.16]]).log(), min_p=0.1).isfinite()
+    kept = min_p_filter(torch.tensor([[0.5, 0.4, 0.04, 0.06]]).log(), min_p=0.1).isfinite()
     assert kept.tolist() == [[True, True, False, True]]
 
 
@@ -290,3 +290,6 @@ def test_starting_gates():
             assert_close(gate, torch.full_like(gate, bias).sigmoid())
         usual = other.mixer.memory.trace(x).alpha
         assert 1e-4 < usual.min() < usual.max() < 1e-3 and usual.std() > 0
+    without = small("memora", init_decay_bias=-3.0).model.blocks[0].mixer.memory.trace(x)
+    assert_close(without.alpha, torch.full_like(without.alpha, -3.0).sigmoid())
+    assert without.theta.std() > 0
