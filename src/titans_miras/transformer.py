@@ -61,15 +61,16 @@ class MACTransformer(nn.Module):
         for weight in memory.initial_weights:
             weight /= self.config.rule.temperature
         given = self.config.neural_mem
-        memory.gates.bias[-memory.n_heads :] = START_OF_DECAY
+        gates = memory.gates.up  # rows [θ | η | α], one per head each
+        gates.bias[-memory.n_heads :] = START_OF_DECAY
         biases = [given.init_adaptive_step_bias, given.init_momentum_bias, given.init_decay_bias]
         if not memory.miras.algorithm.momentum:
             del biases[1]
         for i, bias in enumerate(biases):
             if bias is not None:
                 rows = slice(i * memory.n_heads, (i + 1) * memory.n_heads)
-                memory.gates.weight[rows] = 0
-                memory.gates.bias[rows] = bias
+                gates.weight[rows] = 0
+                gates.bias[rows] = bias
 
     def forward(
         self,

@@ -146,15 +146,16 @@ def test_variants_as_printed():
 
 def test_four_variants_compute_four_things_from_the_same_weights():
     found = []
+    common = small("default", momentum=False).state_dict()
     for variant in MIRASArchitecture:
         model = small(variant.value, momentum=False)
+        model.load_state_dict(common)
         loss = model(text(), return_loss=True)
         loss.backward()
         mixers = [block.mixer for block in model.model.blocks]
         gradient = torch.cat([w.grad.flatten() for m in mixers for w in m.memory.initial_weights])
-        found.append((model.state_dict(), model(text()).detach(), gradient / gradient.norm()))
-    for (weights, logits, gradient), (others, other_logits, other_gradient) in itertools.combinations(found, 2):
-        assert all(torch.equal(weights[name], others[name]) for name in weights)
+        found.append((model(text()).detach(), gradient / gradient.norm()))
+    for (logits, gradient), (other_logits, other_gradient) in itertools.combinations(found, 2):
         assert (logits - other_logits).abs().max() > 1e-4
         assert (gradient - other_gradient).norm() > 1e-2
 
