@@ -1,12 +1,14 @@
 """Every registered member of the four axes, in the variants that differ in arithmetic, and pairs of choices to test.
 
-A member that is registered without an entry here takes part with its default arguments.
+A member that is registered without an entry here takes part with its default arguments: so do those of the example.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
+import runpy
+from pathlib import Path
 
 import torch
 
@@ -32,7 +34,7 @@ VARIANTS = {
         **{f"huber_{form}_learned": Huber(delta="learned", form=form) for form in ("coordinate", "vector", "mixture")},
     },
     "robust": {"robust": Robust(radius=0.3)},
-    "error_signal": {"error_signal": ErrorSignal(function=torch.tanh)},
+    "error_signal": {"error_signal": ErrorSignal(function=torch.atan)},
     "lq": {"lq4": LqRetention(q=4), "lq1.5": LqRetention(q=1.5)},
     "kl": {"kl": KLRetention(scale=2.0)},
     "elastic_net": {"elastic_net": ElasticNet(l1=0.05)},
@@ -43,6 +45,9 @@ VARIANTS = {
 }
 
 
+runpy.run_path(str(Path(__file__).parents[1] / "examples" / "04_own_members.py"))
+
+
 def _all(axis: type) -> dict:
     found = {}
     for name, member in axis.members.items():
@@ -51,6 +56,11 @@ def _all(axis: type) -> dict:
 
 
 BIASES, RETENTIONS, ALGORITHMS, NETWORKS = (_all(axis) for axis in (Bias, Retention, Algorithm, Network))
+
+
+def built_in(members: dict) -> list[str]:
+    """The names of the library's own."""
+    return [name for name, member in members.items() if type(member).__module__.startswith("titans.")]
 
 
 def pairwise(**axes: list) -> list[dict]:

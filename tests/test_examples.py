@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
     [
         ("01_quickstart.py", ["Parameters: ", "logits (2, 128, 256)", "generated (1, 58)"]),
         ("02_training_loop.py", ["step 20: loss "]),
+        ("04_own_members.py", ["LogCosh(width=0.5)", "'tanh'", "bilinear", "normalised", "y (2, 100, 64)"]),
         ("03_memory_standalone.py", ["y (2, 100, 64)", "retrieved (2, 5, 64)", "surprise at first sight"]),
     ],
 )

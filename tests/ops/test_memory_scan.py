@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers import assert_close
-from members import ALGORITHMS, BIASES, NETWORKS, RETENTIONS, pairwise
+from members import ALGORITHMS, BIASES, NETWORKS, RETENTIONS, built_in, pairwise
 from titans.miras import MirasConfig
 from titans.ops.memory import memory_read, memory_scan, memory_trace
 
@@ -54,7 +54,7 @@ def make(
                 gate[draw(*gate.shape) > 0.7] = 1
         for _, gate in leaves({"theta": theta}):
             gate[draw(*gate.shape) > 0.7] = 0
-    weights = tuple(draw(HEADS, *s) / s[-1] ** 0.5 for s in shapes)
+    weights = tuple(retention.initial(draw(HEADS, *s) / s[-1] ** 0.5) for s in shapes)
     tensors = {
         "q": q, "k": k, "v": v, "theta": theta,
         "eta": eta if algorithm.momentum else None, "alpha": alpha if forgetting else None,
@@ -150,9 +150,9 @@ def test_chunked_equals_reference(case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("network", ["matrix", "mlp", "gated_mlp"])
-@pytest.mark.parametrize("algorithm", list(ALGORITHMS))
-@pytest.mark.parametrize("retention", list(RETENTIONS))
-@pytest.mark.parametrize("bias", list(BIASES))
+@pytest.mark.parametrize("algorithm", built_in(ALGORITHMS))
+@pytest.mark.parametrize("retention", built_in(RETENTIONS))
+@pytest.mark.parametrize("bias", built_in(BIASES))
 def test_chunked_equals_reference_for_every_combination(bias, retention, algorithm, network):
     for gates, chunk in itertools.product(["head", "channel"], [1, 5, 16]):
         tensors, miras = make(network, retention, algorithm, bias, gates, tokens=17)
