@@ -154,7 +154,9 @@ def test_chunked_equals_reference(case):
 @pytest.mark.parametrize("retention", built_in(RETENTIONS))
 @pytest.mark.parametrize("bias", built_in(BIASES))
 def test_chunked_equals_reference_for_every_combination(bias, retention, algorithm, network):
-    for gates, chunk in itertools.product(["head", "channel"], [1, 5, 16]):
+    # Channel gates meet every retention and algorithm with the two biases whose thresholds they differ in.
+    kinds = ["head", "channel"] if bias in ("l2", "huber_mixture_learned") else ["head"]
+    for gates, chunk in itertools.product(kinds, [1, 5, 16]):
         tensors, miras = make(network, retention, algorithm, bias, gates, tokens=17)
         check_engines_agree(tensors, miras, chunk)
         check_split(tensors, miras, chunk, (1, 6, 7, 12))
