@@ -97,10 +97,14 @@ def make_layer(settings: dict):
 
 def check(settings: dict) -> dict:
     """Worker: output and all gradients of our layer against the token-by-token reference engine."""
+    return check_layer(make_layer(settings), settings)
+
+
+def check_layer(layer, settings: dict) -> dict:
+    """Two and a half chunks through ``layer`` in its engine and in the reference."""
     import ours
     import torch
 
-    layer = make_layer(settings)
     x = torch.randn(settings["batch"], 5 * settings["chunk"] // 2, settings["width"], requires_grad=True)
     cotangent = torch.randn_like(x)
 
@@ -222,9 +226,9 @@ def fractions(results: list[harness.Result]) -> list[str]:
     return lines
 
 
-def parser() -> argparse.ArgumentParser:
-    """Options."""
-    result = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parser(purpose: str) -> argparse.ArgumentParser:
+    """Options of a race of memory layers."""
+    result = argparse.ArgumentParser(description=purpose.splitlines()[0])
     result.add_argument("--width", type=int, default=256)
     result.add_argument("--heads", type=int, default=4)
     result.add_argument("--chunk", type=int, default=64)
@@ -236,4 +240,4 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    harness.main(run, parser())
+    harness.main(run, parser(__doc__))
