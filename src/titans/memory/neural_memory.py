@@ -22,6 +22,7 @@ from titans.ops.memory import (
     MemoryState,
     MemoryTrace,
     State,
+    check_finite,
     default_steps,
     memory_read,
     memory_scan,
@@ -167,6 +168,9 @@ class NeuralMemory(nn.Module):
 
         Returns:
             y [B, T, d_model], and the state if asked for.
+
+        Raises:
+            FloatingPointError: reading without gradients, the memory diverged.
         """
         self._check(x, state)
         order = lengths = None
@@ -181,6 +185,7 @@ class NeuralMemory(nn.Module):
             inputs = take(x, order)
             store_mask = None if store_mask is None else take(store_mask, order)
         y, state = self.advance(inputs, state, lengths, store_mask)
+        check_finite(state, "this layer")
         if order is not None and mask is not None:
             y = restore(y, order, mask)
         return (y, state) if return_state else y

@@ -21,7 +21,7 @@ from titans.models.blocks import Block
 from titans.models.config import TitansConfig
 from titans.models.generation import GenerationMixin
 from titans.models.state import ModelState, Origin, hash_weights
-from titans.ops.memory import Engine, check_engine
+from titans.ops.memory import Engine, check_engine, check_finite
 from titans.ops.place import Place
 from titans.ops.ragged import compact, restore, take
 
@@ -106,6 +106,7 @@ class TitansModel(GenerationMixin, nn.Module):
 
         Raises:
             ValueError: an id outside the vocabulary, a wrong shape or dtype, a state of another model; named.
+            FloatingPointError: reading without gradients, a memory diverged; names the layer.
         """
         self._check(input_ids, labels, state, logits_to_keep)
         mask = self._flags("attention_mask", attention_mask, input_ids)
@@ -141,6 +142,7 @@ class TitansModel(GenerationMixin, nn.Module):
                 x, after = checkpoint(block, x, before, place, store, use_reentrant=False)
             else:
                 x, after = block(x, before, place, store)
+            check_finite(after, f"blocks.{i}")
             layers.append(after)
         return self.norm(x), ModelState(tuple(layers), place.after, self._origin())
 
@@ -158,9 +160,8 @@ class TitansModel(GenerationMixin, nn.Module):
     @property
     def fingerprint(self) -> str:
         """A hash of everything in the configuration that a state depends on."""
-        told = self.config.to_dict()
-        for name in ("max_seq_len", "lr", "gradient_checkpointing"):
-            told.pop(name)
+        unlike = {"max_seq_len", "lr", "gradient_checkpointing"}
+        told = {name: repr(value) for name, value in self.config if name not in unlike}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     def _flags(self, name: str, flags: Tensor | None, like: Tensor) -> Tensor | None:

@@ -10,7 +10,7 @@ from titans.ops.memory.scan import (
     memory_start,
     memory_trace,
 )
-from titans.ops.memory.state import MemoryState, State
+from titans.ops.memory.state import MemoryState, State, check_finite
 
 __all__ = [
     "Engine",
@@ -18,6 +18,7 @@ __all__ = [
     "MemoryTrace",
     "State",
     "check_engine",
+    "check_finite",
     "default_steps",
     "memory_read",
     "memory_scan",

@@ -219,3 +219,25 @@ class MemoryState(State):
     def phases(self) -> tuple[int, ...]:
         """Tokens in the open chunk, per row."""
         return tuple(count % self.chunk_size for count in self.count)
+
+
+def check_finite(state: Any, name: str) -> None:
+    """Stop at the call in which a memory diverged, as the verbatim rules can on a text that repeats itself.
+
+    Looks at every ``MemoryState`` inside ``state``, but only while no gradients are recorded: in training the loss
+    tells, and on an accelerator a look means to wait.
+
+    Raises:
+        FloatingPointError: names the layer ``name``.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return
+    if isinstance(state, MemoryState):
+        if not all(bool(torch.isfinite(w).all()) for w in state.weights):
+            raise FloatingPointError(
+                f"the memory of {name} diverged within {max(state.count)} tokens: its weights are no longer finite. "
+                "Retention 'sphere' (MirasConfig.steady()) cannot diverge; a smaller theta_max may help the others"
+            )
+    elif dataclasses.is_dataclass(state):
+        for field in dataclasses.fields(state):
+            check_finite(getattr(state, field.name), name)
