@@ -475,3 +475,19 @@ def test_wrong_labels_are_named(labels, message):
 def test_a_tiny_temperature_takes_the_likeliest_token():
     model, x = small("LMM"), ids(1, 9)
     assert torch.equal(model.generate(x, 5, temperature=1e-40), model.generate(x, 5, temperature=0))
+
+
+def test_a_diverging_memory_stops_and_names_its_layer():
+    model, x = small("LMM", miras=MirasConfig.titans(), d_hidden=None), ids()
+    with torch.no_grad():
+        model.blocks[1].mixer.branch.memory.initial_weights[0][0, 0, 0] = float("inf")
+        with pytest.raises(FloatingPointError, match=r"blocks\.1 diverged within 24 tokens"):
+            model(x)
+
+
+def test_a_bias_that_is_a_plain_function_runs_but_cannot_be_saved(tmp_path):
+    model, x = small("MAG", miras=MirasConfig(bias=torch.tanh), d_hidden=None), ids()
+    state = model(x).state
+    assert torch.isfinite(model(x, state=state).logits).all()
+    with pytest.raises(ValueError, match="is a bare function"):
+        model.save_pretrained(tmp_path / "model")
