@@ -1,8 +1,8 @@
 """Associative recall of vectors: the memory rule alone, without a language model around it.
 
-A stream shows pairs (k_t, v_t) one after the other; after every write the memory is asked for the value of a key that it
-has seen, and the answer counts if the right value is the nearest of all candidates. The rule's slow parameters (A_0, the
-gates as constants, the norm) are learned on short streams; everything else about a task is how it draws its streams.
+A stream shows pairs (k_t, v_t) one after the other. After every write the memory is asked for the value of a key that it
+has seen; the answer counts if the right value is the nearest of all candidates. The rule's slow parameters (A_0, gates
+as constants, the norm) are learned on short streams; all else about a task is how it draws its streams.
 
 Legend: B streams, T tokens, D width, N candidates.
 """

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from titans.miras import MirasConfig
 from titans.ops.memory.state import Gate
 
-INITIAL_FORGETTING = 0.02
 INITIAL_DELTA = 1.0
 RANK = 32
 
@@ -22,7 +21,8 @@ RANK = 32
 class MemoryGates(nn.Module):
     """The gates of every token, by one linear map of it; with channel gates by one of rank 32.
 
-    They start at θ = ``theta_max`` / 2, η = 0.5, α ≈ 0.02 and δ = 1, with a little noise from token to token.
+    They start at θ = ``theta_max`` / 2, η = 0.5, α as the retention says and δ = 1, with a little noise from
+    token to token.
 
     Args:
         d_model: width of x.
@@ -48,14 +48,14 @@ class MemoryGates(nn.Module):
         self.sizes = [heads * n for _, n in self.parts]
         self.down = nn.Linear(d_model, RANK, bias=False) if self.per_channel else None
         self.up = nn.Linear(RANK if self.per_channel else d_model, sum(self.sizes))
-        self.reset_parameters()
+        self.reset_parameters(miras)
 
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, miras: MirasConfig) -> None:
         """The starting gates."""
         nn.init.normal_(self.up.weight, std=0.02)
         if self.down is not None:
             nn.init.orthogonal_(self.down.weight)  # so the noise is as small as without a map of low rank
-        starts = {"alpha": _logit(INITIAL_FORGETTING), "delta": math.log(math.expm1(INITIAL_DELTA))}
+        starts = {"alpha": _logit(miras.retention.initial_forgetting), "delta": math.log(math.expm1(INITIAL_DELTA))}
         biases = (torch.full((n,), starts.get(name, 0.0)) for (name, _), n in zip(self.parts, self.sizes, strict=True))
         with torch.no_grad():
             self.up.bias.copy_(torch.cat(list(biases)))

@@ -65,7 +65,7 @@ class NeuralMemory(nn.Module):
         miras: the four choices; default ``MirasConfig.steady()``.
         conv_kernel: kernel of the convolution after each projection; 0 for none.
         qkv_activation: "none" or "silu" after the convolution.
-        theta_max: cap of the step size; default 1/D.
+        theta_max: cap of the step size; default 1/D, less for rules whose errors are larger (``Bias.pace``).
 
     Attributes:
         engine: "chunked"; set it to "compiled" to run whole chunks through ``torch.compile``.
@@ -109,7 +109,8 @@ class NeuralMemory(nn.Module):
         self.use_decay = use_decay is not False
         self.engine: Engine = "chunked"
         self.qkv_activation = qkv_activation
-        self.theta_max = 1 / self.head_dim if theta_max is None else theta_max
+        pace = self.miras.bias.pace * self.miras.retention.pace
+        self.theta_max = pace / self.head_dim if theta_max is None else theta_max
 
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
         self.conv = ShortConvolution(3 * d_model, conv_kernel) if conv_kernel else None

@@ -28,6 +28,11 @@ class Bias(Choice):
 
     axis: ClassVar[str] = "bias"
 
+    @property
+    def pace(self) -> float:
+        """A layer's default cap of θ, relative to l2's: less where errors are larger or jump."""
+        return 1.0
+
     @abstractmethod
     def error(self, residual: Tensor, delta: Tensor | None = None) -> Tensor:
         """e = ∂ℓ/∂M(k), shape [..., D]; the engines back-propagate it as the cotangent of M(k)."""
@@ -66,6 +71,11 @@ class Lp(Bias):
     name: ClassVar[str] = "lp"
     p: float = Field(default=3.0, ge=1, le=16)
 
+    @property
+    def pace(self) -> float:
+        """Equal to l2's at residuals of √2 per channel, two independent vectors of unit variance."""
+        return min(1.0, 2 / self.p * 2 ** (1 - self.p / 2))
+
     def error(self, residual: Tensor, delta: Tensor | None = None) -> Tensor:
         if self.p < 2:
             return self.p * torch.tanh(10 * residual) * (residual.square() + SMOOTHING).pow((self.p - 1) / 2)
@@ -92,6 +102,11 @@ class Huber(Bias):
     @property
     def learned_delta(self) -> bool:
         return self.delta == "learned"
+
+    @property
+    def pace(self) -> float:
+        """The mixture's error never fades: it jumps from δ·sign(r) to a vector √D times shorter (docs/miras.md)."""
+        return 1 / 16 if self.form == "mixture" else 1.0
 
     def error(self, residual: Tensor, delta: Tensor | None = None) -> Tensor:
         limit = self._limit(residual, delta)

@@ -26,12 +26,17 @@ class Retention(Choice):
         identity: φ(A) = A, so that an engine need not call it.
         inside: what a read strictly inside a chunk sees of the chunk's decay and writes. "shown": all, added to φ(A_c);
             "scaled": all, times ``factor`` of the chunk's start; "hidden": nothing before the next chunk.
+        initial_forgetting: where a layer's α starts. Forgetting that nothing makes up for would empty an untrained
+            memory, and a layer norm of almost nothing has almost infinite gradients (docs/miras.md).
+        pace: a layer's default cap of θ, relative to weight decay's.
     """
 
     axis: ClassVar[str] = "retention"
     replaces: ClassVar[bool] = False
     identity: ClassVar[bool] = False
     inside: ClassVar[Inside] = "shown"
+    initial_forgetting: ClassVar[float] = 0.001
+    pace: ClassVar[float] = 1.0
 
     @abstractmethod
     def project(self, accumulated: Tensor, anchor: Tensor) -> Tensor:
@@ -65,6 +70,7 @@ class LqRetention(Retention):
 
     name: ClassVar[str] = "lq"
     inside: ClassVar[Inside] = "scaled"
+    pace: ClassVar[float] = 1 / 4  # W moves about that much faster than A where ``initial`` starts
     q: float = Field(default=4.0, ge=1, le=16)
 
     def initial(self, weights: Tensor) -> Tensor:
@@ -87,8 +93,8 @@ class KLRetention(Retention):
     scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
     def initial(self, weights: Tensor) -> Tensor:
-        """Logarithms that differ by about 1 along the input axis."""
-        return weights * weights.shape[-1] ** 0.5 if weights.dim() == 3 else weights
+        """Logarithms that differ by about 2 along the input axis: rows that differ enough to tell inputs apart."""
+        return _spread(weights)
 
     def project(self, accumulated: Tensor, anchor: Tensor) -> Tensor:
         return self.scale * accumulated.softmax(-1)
@@ -111,8 +117,8 @@ class SigmoidRetention(Retention):
     inside: ClassVar[Inside] = "hidden"
 
     def initial(self, weights: Tensor) -> Tensor:
-        """Logits that differ by about 1 along the input axis."""
-        return weights * weights.shape[-1] ** 0.5 if weights.dim() == 3 else weights
+        """Logits that differ by about 2 along the input axis."""
+        return _spread(weights)
 
     def project(self, accumulated: Tensor, anchor: Tensor) -> Tensor:
         return accumulated.sigmoid()
@@ -127,6 +133,7 @@ class SphereRetention(Retention):
 
     name: ClassVar[str] = "sphere"
     replaces: ClassVar[bool] = True
+    initial_forgetting: ClassVar[float] = 0.02
 
     def anchor(self, initial: Tensor) -> Tensor:
         return torch.linalg.vector_norm(initial, dim=-1, keepdim=True)
@@ -135,3 +142,8 @@ class SphereRetention(Retention):
         found = torch.linalg.vector_norm(accumulated, dim=-1, keepdim=True)
         alive = found > anchor * torch.finfo(found.dtype).eps
         return accumulated * torch.where(alive, anchor / torch.where(alive, found, 1), 1)
+
+
+def _spread(weights: Tensor) -> Tensor:
+    """Weights of a plain network, of standard deviation 1/√in (a diagonal's: 1), at a standard deviation of 2."""
+    return 2 * weights * (weights.shape[-1] ** 0.5 if weights.dim() == 3 else 1)
