@@ -222,7 +222,9 @@ class _Walk:
         inputs, errors, residual = self.rule.gradient_factors(self.used, block.k, block.v)
         if self.traces is not None:
             norms = (map_kind(w).surprise(a, e) for w, a, e in zip(self.used, inputs, errors, strict=True))
-            self.traces.append(Trace(sum(norms, start=torch.zeros(())).sqrt(), self.rule.miras.bias.loss(residual, None)))
+            self.traces.append(
+                Trace(sum(norms, start=torch.zeros(())).sqrt(), self.rule.miras.bias.loss(residual, None))
+            )
         if self.chunk is not None:
             inputs = tuple(torch.cat(pair, 1) for pair in zip(self.chunk.inputs, inputs, strict=True))
             errors = tuple(torch.cat(pair, 1) for pair in zip(self.chunk.errors, errors, strict=True))
