@@ -27,7 +27,7 @@ ARTICLE = " \n = {} = \n \n The {} of a <unk> memory , and what it reads . \n \n
 
 @pytest.fixture(autouse=True)
 def smoke(monkeypatch):
-    """"tiny" is smaller still."""
+    """ "tiny" is smaller still."""
     monkeypatch.setitem(SCALES, "tiny", SMOKE)
 
 

@@ -2,8 +2,10 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
+import torch
 from matplotlib.image import imread
 
 from titans.data import load_documents
@@ -23,6 +25,15 @@ ON_DEFAULT_CORPUS = sorted(NAMES - {"train-enwik8", "train-wikitext"})
 REAL_SCALES = dict(SCALES)
 
 
+def first_arms(experiment, count):
+    """The experiment with its first arms only."""
+
+    def arms(*given, **inputs):
+        return dict(list(experiment.arms(*given, **inputs).items())[:count])
+
+    return replace(experiment, arms=arms)
+
+
 def models_of(arm):
     """All model configurations in the settings of an arm."""
     tasks = [getattr(arm, name, None) for name in ("text", "recall", "task")]
@@ -30,7 +41,7 @@ def models_of(arm):
 
 
 def test_the_list_is_complete():
-    assert NAMES <= set(EXPERIMENTS)
+    assert set(EXPERIMENTS) >= NAMES
     for name, experiment in EXPERIMENTS.items():
         assert experiment.name == name
         assert 20 < len(experiment.purpose) < 120
@@ -62,11 +73,11 @@ def test_parameters_are_those_of_the_built_model():
     small = TitansConfig(variant="swa", vocab_size=50, d_model=32, n_layers=2)
     large = TitansConfig(variant="MAC", vocab_size=50, d_model=32, n_layers=2, chunk_size=8)
     assert parameters(large) == count_parameters(build_model(large))
-    fitted = match_parameters(small, large)
+    fitted = match_parameters(small, parameters(large))
     assert abs(count_parameters(build_model(fitted)) - parameters(large)) <= 12 * 32 * 2
     assert fitted.model_copy(update={"ffn_mult": small.ffn_mult}) == small
     with pytest.raises(ValueError, match="are more than"):
-        match_parameters(large, small.model_copy(update={"ffn_mult": 0.1}))
+        match_parameters(large, 10_000)
 
 
 @pytest.mark.parametrize("depth", [2, 3, 4])
@@ -76,10 +87,21 @@ def test_deeper_memories_have_equally_many_weights(depth):
 
 
 @pytest.mark.parametrize("name", ON_DEFAULT_CORPUS)
+def test_every_arm_can_be_trained(name, corpus):
+    for settings in EXPERIMENTS[name].arms("tiny", data=corpus).values():
+        for config in models_of(settings):
+            model = build_model(config)
+            ids = torch.randint(config.vocab_size, (2, 20))
+            model(ids, labels=ids).loss.backward()
+            assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", ON_DEFAULT_CORPUS)
 def test_it_runs_to_a_table_and_a_picture(name, corpus, console, tmp_path):
-    report = run(plan(EXPERIMENTS[name], "tiny", [0], tmp_path / "out", {"data": corpus}), console)
+    experiment = first_arms(EXPERIMENTS[name], 2)
+    report = run(plan(experiment, "tiny", [0], tmp_path / "out", {"data": corpus}), console)
     assert not report.failures
-    assert len(report.summary) == len(EXPERIMENTS[name].arms("tiny", data=corpus))
+    assert len(report.summary) == 2
     for figures in report.summary.values():
         assert all(math.isfinite(spread.median) for spread in figures.values())
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -96,15 +118,15 @@ def test_the_paper_is_beside_the_ablation():
 
 def test_enwik8_from_a_local_file(enwik8, console, tmp_path):
     for number, data in enumerate((enwik8, enwik8.parent)):
-        work = plan(EXPERIMENTS["train-enwik8"], "tiny", [0], tmp_path / f"out{number}", {"data": data})
-        assert [unit.arm for unit in work.units] == ["MAC", "swa", "transformer"]
+        experiment = first_arms(EXPERIMENTS["train-enwik8"], 1)
+        work = plan(experiment, "tiny", [0], tmp_path / f"out{number}", {"data": data})
     figures = run(work, console).summary["MAC"]
     assert 4 < figures["bits_per_byte@32"].median < 12
 
 
 def test_word_perplexity_is_total_nats_over_words(wikitext, console, tmp_path):
     experiment = EXPERIMENTS["train-wikitext"]
-    report = run(plan(experiment, "tiny", [0], tmp_path / "out", {"data": wikitext}), console)
+    report = run(plan(first_arms(experiment, 1), "tiny", [0], tmp_path / "out", {"data": wikitext}), console)
     text = (wikitext / "wiki.valid.raw").read_text()
     articles = load_documents("wikitext-103", "validation", data_dir=wikitext.parent)
     n_bytes = sum(len(article.encode()) + 1 for article in articles)  # a separator ends each
@@ -155,10 +177,11 @@ def test_buckets_meet_without_gap_or_overlap(corpus, console, tmp_path, monkeypa
 
 def test_recall_training_learns_and_is_seeded():
     model = TitansConfig(variant="LMM", vocab_size=8, d_model=32, n_layers=1, chunk_size=8, n_persistent=0)
-    task = RecallTask(model=model, length=8, pairs=1, steps=60, batch_size=16, lr=1e-2, lengths=(8,), samples=64)
+    task = RecallTask(model=model, length=8, pairs=1, steps=50, batch_size=16, lr=1e-2, lengths=(8,), samples=64)
     lines = []
     trained, told = train_recall(task, 0, lines.append)
-    assert len(told["losses"]) == 60 and len(lines) == 1
+    assert len(told["losses"]) == 50 and len(lines) == 1
     assert score_recall(trained, task, 8) > 0.5  # one of four values by chance
-    again, _ = train_recall(task, 0, lines.append)
-    assert score_recall(again, task, 8) == score_recall(trained, task, 8)
+    again, told_again = train_recall(task.model_copy(update={"steps": 1}), 0, lines.append)
+    assert told_again["losses"] == told["losses"][:1]
+    assert score_recall(again, task, 8) < 0.5

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,9 @@ def test_the_table_has_medians_ranges_and_the_paper(toy, console, tmp_path):
 
 def test_units_of_other_settings_are_refused(toy, console, tmp_path):
     run(plan(toy, "tiny", [0], tmp_path), console)
-    with pytest.raises(ValueError, match=r"two-seed0.json was made with size = 4, now it is 5; choose another --output"):
+    with pytest.raises(
+        ValueError, match=r"two-seed0.json was made with size = 4, now it is 5; choose another --output"
+    ):
         plan(toy, "small", [0], tmp_path)
     other = Experiment("other", toy.purpose, toy.arms, toy.unit, toy.columns)
     with pytest.raises(ValueError, match=r"belongs to toy; choose another --output"):
@@ -79,7 +82,9 @@ def test_units_of_other_settings_are_refused(toy, console, tmp_path):
 
 
 def test_a_unit_that_diverges_is_a_result(toy, console, tmp_path):
-    broken = Experiment("toy", toy.purpose, lambda scale: {"good": Size(size=1), "bad": Size(size=-1)}, toy.unit, toy.columns)
+    broken = Experiment(
+        "toy", toy.purpose, lambda scale: {"good": Size(size=1), "bad": Size(size=-1)}, toy.unit, toy.columns
+    )
     report = run(plan(broken, "tiny", [0], tmp_path), console)
     assert report.failures == ["bad, seed 0: step 3: the loss is nan"]
     table = (tmp_path / "table.md").read_text()
@@ -100,7 +105,11 @@ def test_text_training_goes_on_from_its_checkpoint(corpus, console, tmp_path, mo
     """A signal in the first unit's second step; the rest is trained by the next run, to the same figures."""
     from titans.training import run as training
 
-    whole = run(plan(EXPERIMENTS["ablation"], "tiny", [0], tmp_path / "whole", {"data": corpus}), console).summary
+    full = EXPERIMENTS["ablation"]
+    ablation = replace(
+        full, arms=lambda *a, **k: {n: s for n, s in full.arms(*a, **k).items() if n in ("LMM", "sphere")}
+    )
+    whole = run(plan(ablation, "tiny", [0], tmp_path / "whole", {"data": corpus}), console).summary
     train, steps = training.train, []
 
     class Kill(training.TrainerCallback):
@@ -110,7 +119,7 @@ def test_text_training_goes_on_from_its_checkpoint(corpus, console, tmp_path, mo
 
     monkeypatch.setattr(training, "train", lambda *a, **k: train(*a, **k, callbacks=[Kill()]))
     with pytest.raises(Stopped) as stopped:
-        run(plan(EXPERIMENTS["ablation"], "tiny", [0], tmp_path / "out", {"data": corpus}), console)
+        run(plan(ablation, "tiny", [0], tmp_path / "out", {"data": corpus}), console)
     assert stopped.value.signal == signal.SIGTERM
     assert not list(tmp_path.glob("out/units/*")) and not (tmp_path / "out" / "results.json").exists()
 
@@ -119,12 +128,13 @@ def test_text_training_goes_on_from_its_checkpoint(corpus, console, tmp_path, mo
         return train(config, resume, console)
 
     monkeypatch.setattr(training, "train", resumed)
-    again = run(plan(EXPERIMENTS["ablation"], "tiny", [0], tmp_path / "out", {"data": corpus}), console).summary
-    assert steps == [True] + [False] * 7
+    again = run(plan(ablation, "tiny", [0], tmp_path / "out", {"data": corpus}), console).summary
+    assert steps == [True, False]
     assert again == whole
 
 
 def test_a_trained_model_is_measured_not_trained_again(corpus, console, tmp_path, monkeypatch):
+    monkeypatch.setattr("titans.experiments.eval_perplexity.TRAINED", ("LMM",))
     work = plan(EXPERIMENTS["eval-perplexity"], "tiny", [0], tmp_path / "out", {"data": corpus})
     measured = text_module.bits_by_position
     monkeypatch.setattr("titans.experiments.eval_perplexity.bits_by_position", lambda *a: 1 / 0)
@@ -138,15 +148,18 @@ def test_a_trained_model_is_measured_not_trained_again(corpus, console, tmp_path
 
 def test_the_command(corpus, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
+    full = EXPERIMENTS["memory-architecture"]
+    one = replace(full, arms=lambda *a, **k: {"matrix": full.arms(*a, **k)["matrix"]})
+    monkeypatch.setitem(EXPERIMENTS, full.name, one)
     words = ["experiment", "memory-architecture", "--data", str(corpus), "--output", str(tmp_path / "out")]
     assert main([*words, "--seeds", "0,1", "--threads", "1"]) == 0
     shown = capsys.readouterr()
-    assert "gated_mlp" in shown.out and "MQAR accuracy, length 32" in shown.out and str(tmp_path / "out") in shown.out
-    assert "[8/8] gated_mlp, seed 1" in shown.err
+    assert "matrix" in shown.out and "MQAR accuracy, length 32" in shown.out and str(tmp_path / "out") in shown.out
+    assert "[2/2] matrix, seed 1" in shown.err
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "units", "runs", "results.json", "table.md", "figure.png",
     }  # fmt: skip
-    assert len(list((tmp_path / "out" / "units").iterdir())) == 8
+    assert len(list((tmp_path / "out" / "units").iterdir())) == 2
 
 
 def test_they_are_listed(capsys):
@@ -186,9 +199,7 @@ def test_the_command_names_what_is_wrong_and_writes_nothing(words, message, no_n
     assert [path for path in sorted(tmp_path.rglob("*")) if path.name != "cache"] == before
 
 
-@pytest.mark.parametrize(
-    "script", ["scripts/run_experiments.py", "experiments/01_miras_variants/run_comparison.py"]
-)
+@pytest.mark.parametrize("script", ["scripts/run_experiments.py", "experiments/01_miras_variants/run_comparison.py"])
 def test_the_scripts_are_the_same_command(script):
     name = ["none-such"] if script.startswith("scripts") else ["--scale", "none-such"]
     words = [sys.executable, str(ROOT / script), *name]

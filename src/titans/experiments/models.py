@@ -9,23 +9,26 @@ from titans.models import TitansConfig, build_model, count_parameters
 
 def parameters(config: TitansConfig) -> int:
     """Learned numbers of the model that ``config`` describes, without making it."""
+    # All blocks are alike, so two of them tell the size of any number at once.
     with torch.device("meta"):
-        return count_parameters(build_model(config))
+        one, two = (count_parameters(build_model(config.model_copy(update={"n_layers": n}))) for n in (1, 2))
+    return one + (config.n_layers - 1) * (two - one)
 
 
-def match_parameters(config: TitansConfig, like: TitansConfig) -> TitansConfig:
-    """``config`` with the width of its feed-forward chosen so that it has as many parameters as ``like``.
+def match_parameters(config: TitansConfig, size: int) -> TitansConfig:
+    """``config`` with the width of its feed-forward chosen so that it has ``size`` parameters.
 
     That width moves in steps of 8, so half a step (12 · d_model · n_layers parameters) may remain.
 
     Raises:
-        ValueError: without any feed-forward the model would still be larger.
+        ValueError: with the least feed-forward the model would still be larger.
     """
     width, layers = config.d_model, config.n_layers
     smallest = config.model_copy(update={"ffn_mult": _multiple(8, width)})
-    steps = round((parameters(like) - parameters(smallest)) / (24 * width * layers))
+    least = parameters(smallest)
+    steps = round((size - least) / (24 * width * layers))
     if steps < 0:
-        raise ValueError(f"{config.variant}: {parameters(smallest)} parameters are more than {parameters(like)}")
+        raise ValueError(f"{config.variant}: {least} parameters with the least feed-forward are more than {size}")
     return config.model_copy(update={"ffn_mult": _multiple(8 + 8 * steps, width)})
 
 

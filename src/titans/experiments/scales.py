@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from titans.experiments.models import match_parameters
+from titans.experiments.models import match_parameters, parameters
 from titans.experiments.recall import RecallTask
 from titans.experiments.text import TextTask, validation_texts
 from titans.miras import MLP
@@ -65,8 +65,8 @@ SCALES = {
         training={"steps": 120, "batch_size": 8, "lr": 4e-3, "warmup_steps": 20, "eval_every": 0, "save_every": 40},
         lengths=(256, 1024),
         windows=32,
-        recall_model=RECALL_MODEL,
-        recall={"steps": 200},
+        recall_model={**RECALL_MODEL, "vocab_size": 32},
+        recall={"steps": 400, "batch_size": 16, "pairs": 4, "samples": 64},
         expansion=2,
     ),
     "small": Scale(
@@ -142,13 +142,14 @@ def comparison(scale: Scale, variant: Variant, data: Mapping[str, Any], **change
 
 def equal_size(arms: Mapping[str, Comparison], like: str) -> dict[str, Comparison]:
     """The arms with their feed-forwards widened or narrowed until their models have the size of arm ``like``'s."""
-    return {name: _resized(arm, arms[like]) for name, arm in arms.items()}
+    text, recall = arms[like].text, arms[like].recall
+    text_size, recall_size = parameters(text.run.model), 0 if recall is None else parameters(recall.model)
+    return {name: arm if name == like else _resized(arm, text_size, recall_size) for name, arm in arms.items()}
 
 
-def _resized(arm: Comparison, like: Comparison) -> Comparison:
-    run = arm.text.run
-    run = run.model_copy(update={"model": match_parameters(run.model, like.text.run.model)})
-    recall = arm.recall
-    if recall is not None and like.recall is not None:
-        recall = recall.model_copy(update={"model": match_parameters(recall.model, like.recall.model)})
-    return arm.model_copy(update={"text": arm.text.model_copy(update={"run": run}), "recall": recall})
+def _resized(arm: Comparison, text_size: int, recall_size: int) -> Comparison:
+    text, recall = arm.text, arm.recall
+    run = text.run.model_copy(update={"model": match_parameters(text.run.model, text_size)})
+    if recall is not None:
+        recall = recall.model_copy(update={"model": match_parameters(recall.model, recall_size)})
+    return Comparison(text=text.model_copy(update={"run": run}), recall=recall)
