@@ -66,7 +66,7 @@ SCALES = {
         lengths=(256, 1024),
         windows=32,
         recall_model={**RECALL_MODEL, "vocab_size": 32},
-        recall={"steps": 400, "batch_size": 16, "pairs": 4, "samples": 64},
+        recall={"steps": 300, "batch_size": 16, "lr": 5e-3, "pairs": 4, "samples": 64},
         expansion=2,
     ),
     "small": Scale(
