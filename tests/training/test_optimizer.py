@@ -39,13 +39,13 @@ def test_only_maps_of_activations_are_decayed(variant):
 
 
 def is_gate(module: nn.Module, model: nn.Module) -> bool:
-    return any(module is m.gates for m in model.modules() if isinstance(m, NeuralMemory))
+    return any(module in m.gates.children() for m in model.modules() if isinstance(m, NeuralMemory))
 
 
 def test_the_memory_keeps_its_gates_initial_weights_and_norm():
     memory = NeuralMemory(16, n_heads=2, chunk_size=4)
     undecayed = {name for name, p in memory.named_parameters() if not decays(name, p)}
-    assert {"gates.weight", "gates.bias", "norm_gain", "norm_bias", "read_norm.weight"} <= undecayed
+    assert {"gates.up.weight", "gates.up.bias", "norm_gain", "norm_bias", "read_norm.weight"} <= undecayed
     assert {name for name, _ in memory.named_parameters() if name.startswith("initial_weights")} <= undecayed
     assert {"qkv.weight", "out.weight", "read_gate.weight"}.isdisjoint(undecayed)
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from titans.layers.convolution import ShortConvolution
+from titans.memory.gates import MemoryGates
 from titans.miras import MirasConfig
 from titans.miras.config import resolve_miras
 from titans.ops.memory import (
@@ -21,6 +22,7 @@ from titans.ops.memory import (
     MemoryState,
     MemoryTrace,
     State,
+    default_steps,
     memory_read,
     memory_scan,
     memory_start,
@@ -28,8 +30,6 @@ from titans.ops.memory import (
 )
 from titans.ops.place import Place
 from titans.ops.ragged import compact, restore, take
-
-INITIAL_FORGETTING = 0.02
 
 
 @dataclass(frozen=True)
@@ -112,26 +112,20 @@ class NeuralMemory(nn.Module):
 
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
         self.conv = ShortConvolution(3 * d_model, conv_kernel) if conv_kernel else None
-        self.gates = nn.Linear(d_model, n_heads * (1 + self.miras.algorithm.momentum + self.use_decay))
-        self.initial_weights = nn.ParameterList(
+        self.gates = MemoryGates(d_model, n_heads, self.head_dim, self.miras, self.use_decay, self.theta_max)
+        plain = [
             torch.randn(n_heads, *shape) * (shape[-1] ** -0.5 if len(shape) == 2 else 1)
             for shape in self.miras.architecture.shapes(self.head_dim)
-        )
+        ]
+        self.initial_weights = nn.ParameterList(self.miras.retention.initial(w) for w in plain)
+        if self.miras.algorithm.per_chunk:
+            self.log_steps = nn.ParameterList(s.log() for s in default_steps(tuple(self.initial_weights)))
         if self.miras.architecture.residual_norm:
             self.norm_gain = nn.Parameter(torch.ones(n_heads, self.head_dim))
             self.norm_bias = nn.Parameter(torch.zeros(n_heads, self.head_dim))
         self.read_norm = nn.RMSNorm(d_model)
         self.read_gate = nn.Linear(d_model, d_model, bias=False)
         self.out = nn.Linear(d_model, d_model, bias=False)
-        self.reset_gates()
-
-    def reset_gates(self) -> None:
-        """Starting gates: σ(θ) = 0.5, η = 0.5, α ≈ 0.02."""
-        nn.init.normal_(self.gates.weight, std=0.02)
-        nn.init.zeros_(self.gates.bias)
-        if self.use_decay:
-            logit = math.log(INITIAL_FORGETTING / (1 - INITIAL_FORGETTING))
-            nn.init.constant_(self.gates.bias[-self.n_heads :], logit)
 
     @overload
     def forward(
@@ -213,8 +207,8 @@ class NeuralMemory(nn.Module):
         place = _going_on(x, state, lengths)
         q, k, v, tail = self._project(x, state, place)
         read, memory = memory_scan(
-            q, k, v, *self._gates(x), lengths=lengths, store_mask=store_mask, chunk_size=self.chunk_size,
-            state=None if state is None else state.memory, engine=self.engine, **self._rule(),
+            q, k, v, lengths=lengths, store_mask=store_mask, chunk_size=self.chunk_size,
+            state=None if state is None else state.memory, engine=self.engine, **self._writing(x),
         )  # fmt: skip
         return read, NeuralMemoryState(memory, tail, place.after)
 
@@ -229,7 +223,7 @@ class NeuralMemory(nn.Module):
         self._check(x, state)
         q, k, v, _ = self._project(x, state, _going_on(x, state))
         memory = None if state is None else state.memory
-        return memory_trace(q, k, v, *self._gates(x), state=memory, chunk_size=self.chunk_size, **self._rule())
+        return memory_trace(q, k, v, state=memory, chunk_size=self.chunk_size, **self._writing(x))
 
     def start(self, x: Tensor, state: NeuralMemoryState | None) -> NeuralMemoryState:
         """``state`` with nothing left implicit: what a new stream begins with stands in it as tensors."""
@@ -266,12 +260,14 @@ class NeuralMemory(nn.Module):
             v = F.silu(v)
         return self.normalise(q), self.normalise(k), v.unflatten(-1, (self.n_heads, self.head_dim)), tail
 
-    def _gates(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        gates = torch.sigmoid(self.gates(x).float() if x.dtype != torch.float64 else self.gates(x))
-        parts = list(gates.split(self.n_heads, -1))
-        theta = parts.pop(0) * self.theta_max
-        eta = parts.pop(0) if self.miras.algorithm.momentum else None
-        return theta, eta, parts.pop() if self.use_decay else None
+    def _writing(self, x: Tensor) -> dict:
+        """The arguments of ``memory_scan`` that only writing needs, and those of ``_rule``."""
+        theta, eta, alpha, delta = self.gates(x)
+        steps = None
+        if self.miras.algorithm.per_chunk:
+            # θ / θ_max is what scales a step here (math.md §4).
+            steps = tuple(s.exp() / self.theta_max for s in self.log_steps)
+        return {"theta": theta, "eta": eta, "alpha": alpha, "delta": delta, "steps": steps, **self._rule()}
 
     def _rule(self) -> dict:
         norm = (self.norm_gain, self.norm_bias) if self.miras.architecture.residual_norm else None

@@ -29,10 +29,10 @@ class Bias(Choice):
     axis: ClassVar[str] = "bias"
 
     @abstractmethod
-    def error(self, residual: Tensor, delta: Tensor | None) -> Tensor:
+    def error(self, residual: Tensor, delta: Tensor | None = None) -> Tensor:
         """e = ∂ℓ/∂M(k), shape [..., D]; the engines back-propagate it as the cotangent of M(k)."""
 
-    def loss(self, residual: Tensor, delta: Tensor | None) -> Tensor:
+    def loss(self, residual: Tensor, delta: Tensor | None = None) -> Tensor:
         """ℓ per token, shape [...], for traces only. Unless overridden ½ r·e, which is ℓ where e is linear in r."""
         return 0.5 * (residual * self.error(residual, delta)).sum(-1)
 
@@ -44,7 +44,7 @@ class Bias(Choice):
     def parse(cls, value: Any) -> Any:
         """As ``Choice.parse``; a plain function of the residual becomes its :class:`ErrorSignal`."""
         if callable(value) and not isinstance(value, (cls, type)):
-            return ErrorSignal(function=value)
+            return ErrorSignal(function=value)  # type: ignore[arg-type]
         return super().parse(value)
 
 

@@ -37,6 +37,10 @@ class Retention(Choice):
     def project(self, accumulated: Tensor, anchor: Tensor) -> Tensor:
         """φ(A), same shape as A = ``accumulated``."""
 
+    def initial(self, weights: Tensor) -> Tensor:
+        """Where the learned A_0 of a layer starts, from weights [H, …] that would suit a plain network."""
+        return weights
+
     def anchor(self, initial: Tensor) -> Tensor:
         """What ``project`` needs of the learned initial weights A_0, computed once per call."""
         return initial
@@ -63,6 +67,10 @@ class LqRetention(Retention):
     inside: ClassVar[Inside] = "scaled"
     q: float = Field(default=4.0, ge=1, le=16)
 
+    def initial(self, weights: Tensor) -> Tensor:
+        """A_0 with φ(A_0) = ``weights``; φ(c A) = c^{3-q} φ(A), so there is none at q = 3."""
+        return weights if self.q == 3 else weights * self.factor(weights).pow(-1 / (3 - self.q))
+
     def factor(self, accumulated: Tensor) -> Tensor:
         dims = tuple(range(1, accumulated.dim()))
         return torch.linalg.vector_norm(accumulated, self.q, dims, keepdim=True).clamp(min=TINY).pow(2 - self.q)
@@ -77,6 +85,10 @@ class KLRetention(Retention):
     name: ClassVar[str] = "kl"
     inside: ClassVar[Inside] = "hidden"
     scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+
+    def initial(self, weights: Tensor) -> Tensor:
+        """Logarithms that differ by about 1 along the input axis."""
+        return weights * weights.shape[-1] ** 0.5 if weights.dim() == 3 else weights
 
     def project(self, accumulated: Tensor, anchor: Tensor) -> Tensor:
         return self.scale * accumulated.softmax(-1)
@@ -97,6 +109,10 @@ class SigmoidRetention(Retention):
 
     name: ClassVar[str] = "sigmoid"
     inside: ClassVar[Inside] = "hidden"
+
+    def initial(self, weights: Tensor) -> Tensor:
+        """Logits that differ by about 1 along the input axis."""
+        return weights * weights.shape[-1] ** 0.5 if weights.dim() == 3 else weights
 
     def project(self, accumulated: Tensor, anchor: Tensor) -> Tensor:
         return accumulated.sigmoid()

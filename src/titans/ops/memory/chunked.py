@@ -6,29 +6,33 @@ here are [G, T, D] or [G, T]; the weights of a map are [G, out, in] or [G, width
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import torch
 from torch import Tensor
 
+from titans.ops.memory.channel import ChannelDecay, ChannelDecays, channel_decays, channel_read
 from titans.ops.memory.decay import Decay, chunk_decay
-from titans.ops.memory.rule import Rule, map_kind, where_rows
+from titans.ops.memory.rule import Rule, advance_momentum, advance_weight, map_kind, retain, where_rows
 from titans.ops.memory.state import Gates, MemoryState, OpenChunk
 from titans.ops.ragged import columns, valid
 
 Maps = tuple[Tensor, ...]
+Decays = Decay | ChannelDecays
 
 
 @dataclass(frozen=True)
 class Block:
-    """New tokens of one chunk: q, k, v [G, m, D] and the decay factors over stored and new tokens."""
+    """New tokens of one chunk: q, k, v [G, m, D], delta [G, m, 1 or D], and the decay over stored and new tokens."""
 
     q: Tensor
     k: Tensor
     v: Tensor
-    decay: Decay
+    delta: Tensor | None
+    decay: Decays
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ def chunked_scan(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    delta: Tensor | None,
     gates: Gates,
     state: MemoryState,
     lengths: Sequence[int] | None = None,
@@ -58,8 +63,8 @@ def chunked_scan(
         y [G, T, D] and the state after the last token. ``traces`` receives one entry per block.
     """
     if lengths is None and len(set(state.phases)) == 1:
-        return _uniform_scan(rule, q, k, v, gates, state, traces, compiled)
-    return _ragged_scan(rule, q, k, v, gates, state, lengths or (q.shape[1],) * q.shape[0], traces)
+        return _uniform_scan(rule, q, k, v, delta, gates, state, traces, compiled)
+    return _ragged_scan(rule, q, k, v, delta, gates, state, lengths or (q.shape[1],) * q.shape[0], traces)
 
 
 def _uniform_scan(
@@ -67,6 +72,7 @@ def _uniform_scan(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    delta: Tensor | None,
     gates: Gates,
     state: MemoryState,
     traces: list[Trace] | None,
@@ -77,22 +83,22 @@ def _uniform_scan(
     first = min(tokens, size - phase) if phase else 0
     full = (tokens - first) // size
     walk = _Walk(rule, state, traces, compiled)
+
+    def block(start: int, stop: int, joined: Gates) -> Block:
+        parts = (None if x is None else x[:, start:stop] for x in (q, k, v, delta))
+        return Block(*parts, _decays(joined))  # type: ignore[arg-type]
+
     if first:
         head = _slice_gates(gates, 0, first)
         joined = head if state.chunk is None else state.chunk.gates.then(head)
-        walk.step(Block(q[:, :first], k[:, :first], v[:, :first], _decay(joined)), joined, phase + first == size)
+        walk.step(block(0, first, joined), joined, phase + first == size)
     if full:
-        stop = first + full * size
-        decays = _unbind(_decay(_fold_gates(_slice_gates(gates, first, stop), full)), full)
-        chunks = [x[:, first:stop].unflatten(1, (full, size)).unbind(1) for x in (q, k, v)]
-        for q_c, k_c, v_c, decay in zip(*chunks, decays, strict=True):
-            if traces is None:
-                walk.whole(q_c, k_c, v_c, decay)
-            else:
-                walk.step(Block(q_c, k_c, v_c, decay), None, True)
+        for start, decays in zip(range(first, tokens, size), _chunk_decays(gates, first, size, full), strict=False):
+            parts = (None if x is None else x[:, start : start + size] for x in (q, k, v, delta))
+            walk.whole(Block(*parts, decays))  # type: ignore[arg-type]
     if (start := first + full * size) < tokens:
         tail = _slice_gates(gates, start, tokens)
-        walk.step(Block(q[:, start:], k[:, start:], v[:, start:], _decay(tail)), tail, False)
+        walk.step(block(start, tokens, tail), tail, False)
     return walk.outputs(), walk.state(tuple(n + tokens for n in state.count))
 
 
@@ -101,6 +107,7 @@ def _ragged_scan(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    delta: Tensor | None,
     gates: Gates,
     state: MemoryState,
     lengths: Sequence[int],
@@ -119,7 +126,8 @@ def _ragged_scan(
         new = gates.map(partial(columns, start=done, width=width)).where(real)
         joined = new if walk.chunk is None else walk.chunk.gates.then(new)
         closing = [p + c == size for p, c in zip(phases, counts, strict=True)]
-        block = Block(columns(q, done, width), columns(k, done, width), columns(v, done, width), _decay(joined))
+        parts = (None if x is None else columns(x, done, width) for x in (q, k, v, delta))
+        block = Block(*parts, _decays(joined))  # type: ignore[arg-type]
         walk.ragged_step(block, joined, counts, closing)
         places.append((list(done), width))
         phases = [0 if c else p + n for p, n, c in zip(phases, counts, closing, strict=True)]
@@ -140,12 +148,22 @@ def _ragged_scan(
 
 def read_open(rule: Rule, q: Tensor, state: MemoryState) -> Tensor:
     """Read q [G, n, D] at the weights that the last token left behind."""
-    used = state.weights if rule.miras.retention.replaces else rule.project(state.weights)
+    used = rule.use(state.weights)
     chunk = state.chunk and state.chunk.only(state.phases)
     if chunk is None:
         return rule.value(q, rule.applied(used))
-    decay = _last_queries(_decay(chunk.gates), 1)
-    return read_chunk(rule, used, state.momentum, q, chunk.inputs, chunk.errors, decay)
+    if rule.miras.retention.inside == "hidden":
+        return rule.value(q, rule.applied(used))
+    decays = _decays(chunk.gates)
+    now = []
+    for i, weight in enumerate(used):
+        ending = decays.of_map(i).ending()
+        if rule.miras.algorithm.per_chunk:
+            now.append(retain(ending, weight))
+        else:
+            momentum, error = _shown(rule, i, state.weights, state.momentum, chunk.errors)
+            now.append(advance_weight(ending, weight, momentum, chunk.inputs[i], error))
+    return rule.value(q, rule.applied(tuple(now)))
 
 
 class _Walk:
@@ -156,7 +174,7 @@ class _Walk:
         self.rule = rule
         self.size = state.chunk_size
         self.weights = state.weights
-        self.used = state.weights if rule.miras.retention.replaces else rule.project(state.weights)
+        self.used = rule.use(state.weights)
         self.momentum = state.momentum
         self.chunk = state.chunk
         self.pieces: list[Tensor] = []
@@ -168,10 +186,13 @@ class _Walk:
     def state(self, count: tuple[int, ...]) -> MemoryState:
         return MemoryState(self.weights, self.momentum, self.chunk, count, self.size)
 
-    def whole(self, q: Tensor, k: Tensor, v: Tensor, decay: Decay) -> None:
+    def whole(self, block: Block) -> None:
         """A whole chunk at once, all rows in step."""
+        if self.traces is not None:
+            self.step(block, None, True)
+            return
         y, self.weights, self.momentum, self.used = self.whole_chunk(
-            self.rule, self.weights, self.momentum, self.used, q, k, v, decay
+            self.rule, self.weights, self.momentum, self.used, block
         )
         self.pieces.append(y)
 
@@ -194,7 +215,7 @@ class _Walk:
         if any(closing):
             weights, momentum, used = fold(self.rule, self.weights, self.momentum, inputs, errors, block.decay)
             rows = torch.tensor(closing, device=y.device)
-            if not self.rule.miras.retention.identity:
+            if not self.rule.expansion_is_exact:
                 last = [n - 1 for n in counts]
                 read = self.rule.value(columns(block.q, last, 1), self.rule.applied(used))
                 final = rows.unsqueeze(1) & (
@@ -219,70 +240,81 @@ class _Walk:
 
     def _read(self, block: Block) -> tuple[Tensor, Maps, Maps]:
         """Outputs of the block's queries, and a_i, δ_i of all the chunk's tokens so far."""
-        inputs, errors, residual = self.rule.gradient_factors(self.used, block.k, block.v)
+        inputs, errors, residual = self.rule.gradient_factors(self.used, block.k, block.v, block.delta)
         if self.traces is not None:
             norms = (map_kind(w).surprise(a, e) for w, a, e in zip(self.used, inputs, errors, strict=True))
-            self.traces.append(
-                Trace(sum(norms, start=torch.zeros(())).sqrt(), self.rule.miras.bias.loss(residual, None))
-            )
+            loss = self.rule.miras.bias.loss(residual, block.delta)
+            self.traces.append(Trace(sum(norms, start=torch.zeros(())).sqrt(), loss))
         if self.chunk is not None:
             inputs = tuple(torch.cat(pair, 1) for pair in zip(self.chunk.inputs, inputs, strict=True))
             errors = tuple(torch.cat(pair, 1) for pair in zip(self.chunk.errors, errors, strict=True))
-        decay = _last_queries(block.decay, block.q.shape[1])
-        return read_chunk(self.rule, self.used, self.momentum, block.q, inputs, errors, decay), inputs, errors
+        decay = block.decay.last(block.q.shape[1])
+        y = read_chunk(self.rule, self.weights, self.used, self.momentum, block.q, inputs, errors, decay)
+        return y, inputs, errors
 
 
-def whole_chunk(
-    rule: Rule,
-    weights: Maps,
-    momentum: Maps,
-    used: Maps,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    decay: Decay,
-) -> tuple[Tensor, Maps, Maps, Maps]:
+def whole_chunk(rule: Rule, weights: Maps, momentum: Maps, used: Maps, block: Block) -> tuple[Tensor, Maps, Maps, Maps]:
     """One chunk from start to end, all rows in step: the hot path, and the unit that ``torch.compile`` sees.
 
     Returns:
         y [G, C, D] and (A, S, W) at the chunk's end.
     """
-    inputs, errors, _ = rule.gradient_factors(used, k, v)
-    y = read_chunk(rule, used, momentum, q, inputs, errors, decay)
-    weights, momentum, used = fold(rule, weights, momentum, inputs, errors, decay)
-    return finish(rule, used, q, y), weights, momentum, used
+    inputs, errors, _ = rule.gradient_factors(used, block.k, block.v, block.delta)
+    y = read_chunk(rule, weights, used, momentum, block.q, inputs, errors, block.decay)
+    weights, momentum, used = fold(rule, weights, momentum, inputs, errors, block.decay)
+    return finish(rule, used, block.q, y), weights, momentum, used
 
 
-def read_chunk(rule: Rule, used: Maps, momentum: Maps, q: Tensor, inputs: Maps, errors: Maps, decay: Decay) -> Tensor:
-    """Every query at its own token's weights."""
+def read_chunk(
+    rule: Rule, weights: Maps, used: Maps, momentum: Maps, q: Tensor, inputs: Maps, errors: Maps, decay: Decays
+) -> Tensor:
+    """Every query at its own token's weights, as far as the retention and the algorithm show them inside a chunk."""
+    if rule.miras.retention.inside == "hidden":
+        return rule.value(q, rule.applied(used))
 
     def read(i: int, x: Tensor) -> Tensor:
-        return map_kind(used[i]).read(x, used[i], momentum[i] if momentum else None, inputs[i], errors[i], decay)
+        mine = decay.of_map(i)
+        if rule.miras.algorithm.per_chunk:
+            out = map_kind(used[i]).apply(used[i], x)
+            return out if mine.retained is None else mine.retained * out
+        pushed, error = _shown(rule, i, weights, momentum, errors)
+        if isinstance(mine, ChannelDecay):
+            return channel_read(x, used[i], pushed, inputs[i], error, mine)
+        return map_kind(used[i]).read(x, used[i], pushed, inputs[i], error, mine)
 
     return rule.value(q, read)
 
 
+def _shown(rule: Rule, i: int, weights: Maps, momentum: Maps, errors: Maps) -> tuple[Tensor | None, Tensor]:
+    """S and the errors of map i on the scale on which a read inside the chunk sees them."""
+    past = momentum[i] if momentum else None
+    if rule.miras.retention.inside != "scaled":
+        return past, errors[i]
+    factor = rule.miras.retention.factor(weights[i])
+    return None if past is None else past * factor, errors[i] * factor.view(-1, 1, 1)
+
+
 def finish(rule: Rule, used: Maps, q: Tensor, y: Tensor) -> Tensor:
     """A chunk's last token reads the weights that the next chunk starts from."""
-    if rule.miras.retention.identity:
+    if rule.expansion_is_exact:
         return y
     return torch.cat((y[:, :-1], rule.value(q[:, -1:], rule.applied(used))), 1)
 
 
 def fold(
-    rule: Rule, weights: Maps, momentum: Maps, inputs: Maps, errors: Maps, decay: Decay
+    rule: Rule, weights: Maps, momentum: Maps, inputs: Maps, errors: Maps, decay: Decays
 ) -> tuple[Maps, Maps, Maps]:
     """(A, S, W) at the chunk's end."""
-    share = decay.kernel[:, -1].unsqueeze(-1)
     new_weights, new_momentum = [], []
-    for i, a0 in enumerate(weights):
-        kind, flat = map_kind(a0), (-1,) + (1,) * (a0.dim() - 1)
-        base = a0 if decay.retained is None else decay.retained[:, -1].reshape(flat) * a0
-        if decay.pushed is not None and decay.carried is not None and decay.momentum_kernel is not None:
-            base = torch.addcmul(base, decay.pushed[:, -1].reshape(flat), momentum[i])
-            carried = decay.carried.reshape(flat) * momentum[i]
-            new_momentum.append(kind.write(carried, inputs[i], errors[i], decay.momentum_kernel))
-        new_weights.append(kind.write(base, inputs[i], errors[i], share))
+    for i, (weight, a, error) in enumerate(zip(weights, inputs, errors, strict=True)):
+        ending = decay.of_map(i).ending()
+        past = momentum[i] if momentum and ending.carried is not None else None
+        if past is not None:
+            new_momentum.append(advance_momentum(ending, past, a, error))
+        if rule.miras.algorithm.per_chunk:
+            new_weights.append(rule.write_at_once(retain(ending, weight), new_momentum[i], ending.steps, i))
+        else:
+            new_weights.append(advance_weight(ending, weight, past, a, error))
     closed, used = rule.close(tuple(new_weights))
     return closed, tuple(new_momentum), used
 
@@ -292,26 +324,25 @@ def _compiled_chunk() -> Callable[..., tuple[Tensor, Maps, Maps, Maps]]:
     return torch.compile(whole_chunk, dynamic=False)
 
 
-def _decay(gates: Gates) -> Decay:
+def _decays(gates: Gates) -> Decays:
+    """Of the gates of one chunk's tokens so far."""
+    if isinstance(gates.theta, tuple) or isinstance(gates.alpha, tuple):
+        return channel_decays(gates)
     return chunk_decay(gates.theta, gates.eta, gates.alpha, gates.write)
+
+
+def _chunk_decays(gates: Gates, start: int, size: int, chunks: int) -> Iterable[Decays]:
+    """Of whole chunks from ``start`` on: all at once where one number per token serves every channel."""
+    if isinstance(gates.theta, tuple):
+        starts = range(start, start + chunks * size, size)
+        return (channel_decays(_slice_gates(gates, at, at + size)) for at in starts)
+    folded = _slice_gates(gates, start, start + chunks * size).map(lambda g: g.unflatten(1, (chunks, size)))
+    decay = _decays(folded)
+    assert isinstance(decay, Decay)
+    fields = (getattr(decay, f.name) for f in dataclasses.fields(decay))
+    parts = [(None,) * chunks if f is None else f.unbind(1) for f in fields]
+    return [Decay(*part) for part in zip(*parts, strict=True)]  # type: ignore[arg-type]
 
 
 def _slice_gates(gates: Gates, start: int, stop: int) -> Gates:
     return gates.map(lambda g: g[:, start:stop])
-
-
-def _fold_gates(gates: Gates, chunks: int) -> Gates:
-    return gates.map(lambda g: g.unflatten(1, (chunks, -1)))
-
-
-def _unbind(decay: Decay, chunks: int) -> list[Decay]:
-    fields = (decay.kernel, decay.retained, decay.pushed, decay.carried, decay.momentum_kernel)
-    parts = [(None,) * chunks if f is None else f.unbind(1) for f in fields]
-    return [Decay(*part) for part in zip(*parts, strict=True)]
-
-
-def _last_queries(decay: Decay, count: int) -> Decay:
-    if decay.kernel.shape[-2] == count:
-        return decay
-    rows = (decay.kernel, decay.retained, decay.pushed)
-    return Decay(*(None if r is None else r[:, -count:] for r in rows), decay.carried, decay.momentum_kernel)  # type: ignore[arg-type]

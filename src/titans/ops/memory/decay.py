@@ -5,7 +5,7 @@ Legend: G batch times heads, t and i token positions inside a chunk of C tokens,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,8 +15,33 @@ from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True)
+class Ending:
+    """How a chunk's end depends on its start and on its writes.
+
+    A_C = retained A_0 + pushed S_0 - Σ_i share_i δ_i a_iᵀ        S_C = carried S_0 - Σ_i momentum_share_i δ_i a_iᵀ
+
+    Numbers per row ("out" = 1) or per output channel of one map; the momentum's three are None without momentum.
+
+    Attributes:
+        share: K[C, i] θ_i, [G, n, out].
+        retained: P_C, [G, out]; None without forgetting.
+        pushed: m_C, [G, out].
+        carried: h_C, [G, 1].
+        momentum_share: Lη[C, i] θ_i, [G, n, out].
+        steps: Σ_i θ_i, [G, out].
+    """
+
+    share: Tensor
+    retained: Tensor | None
+    pushed: Tensor | None
+    carried: Tensor | None
+    momentum_share: Tensor | None
+    steps: Tensor
+
+
+@dataclass(frozen=True)
 class Decay:
-    """How the weights right after token t depend on the chunk's start and on the write of token i.
+    """How the weights right after token t depend on the chunk's start and on the write of token i, for every map.
 
     W_t = retained_t W_0 + pushed_t S_0 - Σ_i kernel[t, i] δ_i a_iᵀ
     S_C = carried S_0 - Σ_i momentum_kernel[i] δ_i a_iᵀ
@@ -27,6 +52,7 @@ class Decay:
         pushed: m_t, [..., C, 1]; None without momentum.
         carried: h_C, [..., 1, 1]; None without momentum.
         momentum_kernel: Lη[C, i] θ_i, [..., C, 1]; None without momentum.
+        steps: Σ_i θ_i, [..., 1].
     """
 
     kernel: Tensor
@@ -34,6 +60,27 @@ class Decay:
     pushed: Tensor | None
     carried: Tensor | None
     momentum_kernel: Tensor | None
+    steps: Tensor
+
+    def of_map(self, index: int) -> Decay:
+        """The decay of one map: the same for all."""
+        return self
+
+    def last(self, queries: int) -> Decay:
+        """For the last ``queries`` tokens as readers; all tokens stay writers."""
+        if self.kernel.shape[-2] == queries:
+            return self
+        kernel, retained, pushed = (
+            None if r is None else r[:, -queries:] for r in (self.kernel, self.retained, self.pushed)
+        )
+        assert kernel is not None
+        return replace(self, kernel=kernel, retained=retained, pushed=pushed)
+
+    def ending(self) -> Ending:
+        """What remains when the chunk closes."""
+        retained, pushed = (None if r is None else r[:, -1] for r in (self.retained, self.pushed))
+        carried = None if self.carried is None else self.carried[:, 0]
+        return Ending(self.kernel[:, -1].unsqueeze(-1), retained, pushed, carried, self.momentum_kernel, self.steps)
 
 
 class _CumulativeProducts(torch.autograd.Function):
@@ -85,7 +132,7 @@ def chunk_decay(theta: Tensor, eta: Tensor | None, alpha: Tensor | None, write: 
         forget = cumulative_products(1 - alpha)
         retained = forget[..., :1] * (1 - alpha[..., :1]).unsqueeze(-1)
     if eta is None:
-        return Decay(forget * theta.unsqueeze(-2), retained, None, None, None)
+        return Decay(forget * theta.unsqueeze(-2), retained, None, None, None, theta.sum(-1, keepdim=True))
     if write is not None:
         forget = forget * write.unsqueeze(-2)
     momentum = cumulative_products(eta)
@@ -96,4 +143,5 @@ def chunk_decay(theta: Tensor, eta: Tensor | None, alpha: Tensor | None, write: 
         pushed=forget @ decayed,
         carried=decayed[..., -1:, :],
         momentum_kernel=(momentum[..., -1, :] * theta).unsqueeze(-1),
+        steps=theta.sum(-1, keepdim=True),
     )

@@ -6,6 +6,7 @@ Slow on purpose and independent of the dual form: it holds every token's weights
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,43 +19,63 @@ Maps = tuple[Tensor, ...]
 
 
 def reference_scan(
-    rule: Rule, q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: MemoryState, lengths: Sequence[int] | None = None
+    rule: Rule,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    delta: Tensor | None,
+    gates: Gates,
+    state: MemoryState,
+    lengths: Sequence[int] | None = None,
 ) -> tuple[Tensor, MemoryState]:
     """Same arguments and results as ``chunked_scan``."""
     size, tokens = state.chunk_size, q.shape[1]
     counts = list(lengths) if lengths is not None else [tokens] * q.shape[0]
     phases = list(state.phases)
-    start_weights, start_momentum = state.weights, state.momentum
-    start_used = start_weights if rule.miras.retention.replaces else rule.project(start_weights)
-    weights, momentum = _replay(state)
+    start = _Now(state.weights, rule.use(state.weights), state.momentum, _no_steps(state.weights))
+    now = _replay(rule, state, start)
     factors: list[tuple[Maps, Maps]] = []
     outputs = []
     for t in range(tokens):
-        now = slice(t, t + 1)
+        column = slice(t, t + 1)
         real = torch.tensor([t < n for n in counts], device=q.device)
-        inputs, errors, gradients = _gradients(rule, start_used, k[:, now], v[:, now])
+        threshold = None if delta is None else delta[:, column]
+        inputs, errors, gradients = _gradients(rule, start.shown, k[:, column], v[:, column], threshold)
         factors.append((inputs, errors))
-        token = gates.map(lambda g, t=t: g[:, t])
-        new_weights, new_momentum = _write(weights, momentum, gradients, token)
-        weights, momentum = where_rows(real, new_weights, weights), where_rows(real, new_momentum, momentum)
+        written = _write(rule, start, now, gradients, gates.map(lambda g, t=t: g[:, t]))
+        now = written.where(real, now)
 
         phases = [p + (t < n) for p, n in zip(phases, counts, strict=True)]
         closing = torch.tensor([p == size for p in phases], device=q.device)
-        closed_weights, closed_used = rule.close(weights)
-        read = where_rows(closing, closed_used, weights)
-        outputs.append(rule.value(q[:, now], rule.applied(read)))
-
-        weights = where_rows(closing, closed_weights, weights)
-        start_weights = where_rows(closing, weights, start_weights)
-        start_used = where_rows(closing, closed_used, start_used)
-        start_momentum = where_rows(closing, momentum, start_momentum)
+        now = _close(rule, now).where(closing, now)
+        outputs.append(rule.value(q[:, column], rule.applied(now.shown)))
+        start = now.where(closing, start)
         phases = [p % size for p in phases]
     chunk = _open_chunk(state, factors, gates, counts, phases)
     count = tuple(c + n for c, n in zip(state.count, counts, strict=True))
-    return torch.cat(outputs, 1), MemoryState(start_weights, start_momentum, chunk, count, size)
+    return torch.cat(outputs, 1), MemoryState(start.weights, start.momentum, chunk, count, size)
 
 
-def _gradients(rule: Rule, weights: Maps, k: Tensor, v: Tensor) -> tuple[Maps, Maps, Maps]:
+@dataclass(frozen=True)
+class _Now:
+    """Right after a token, per map: A_t, the weights that a read uses, S_t, and Σθ of the chunk so far."""
+
+    weights: Maps
+    shown: Maps
+    momentum: Maps
+    steps: Maps
+
+    def where(self, rows: Tensor, other: _Now) -> _Now:
+        """This for the rows [G] that are True, ``other`` for the others."""
+        mine, theirs = (vars(x).values() for x in (self, other))
+        return _Now(*(where_rows(rows, a, b) for a, b in zip(mine, theirs, strict=True)))
+
+
+def _no_steps(weights: Maps) -> Maps:
+    return tuple(torch.zeros_like(w[..., :1] if w.dim() == 3 else w) for w in weights)
+
+
+def _gradients(rule: Rule, weights: Maps, k: Tensor, v: Tensor, delta: Tensor | None) -> tuple[Maps, Maps, Maps]:
     """Per map: its input, the error at its output, and the gradient with respect to its weights, all by autograd."""
     outside = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -69,44 +90,69 @@ def _gradients(rule: Rule, weights: Maps, k: Tensor, v: Tensor) -> tuple[Maps, M
             return outputs[-1]
 
         prediction = rule.value(k, apply)
-        cotangent = rule.miras.bias.error(prediction - v, None)
+        cotangent = rule.miras.bias.error(prediction - v, delta)
         found = torch.autograd.grad(prediction, (*outputs, *weights), cotangent, create_graph=True)
     return tuple(inputs), found[: len(outputs)], found[len(outputs) :]
 
 
-def _write(weights: Maps, momentum: Maps, gradients: Maps, gate: Gates) -> tuple[Maps, Maps]:
-    """One token of S_t = η_t S_{t-1} - θ_t g_t, W_t = (1 - α_t) W_{t-1} + S_t; gates [G]."""
-
-    def per_map(g: Tensor, like: Tensor) -> Tensor:
-        return g.view((-1,) + (1,) * (like.dim() - 1))
-
-    new_weights, new_momentum = [], []
-    for i, (w, g) in enumerate(zip(weights, gradients, strict=True)):
-        surprise = -per_map(gate.theta, g) * g
+def _write(rule: Rule, start: _Now, now: _Now, gradients: Maps, gate: Gates) -> _Now:
+    """One token of S_t = η_t S_{t-1} - θ_t g_t, A_t = (1 - α_t) A_{t-1} + S_t, and of what a read in the chunk sees."""
+    retention, algorithm = rule.miras.retention, rule.miras.algorithm
+    weights, shown, momentum, steps = [], [], [], []
+    for i, (w, g) in enumerate(zip(now.weights, gradients, strict=True)):
+        theta, keep = _of_map(gate.theta, i, g), 1 - _of_map(gate.alpha, i, g)
+        surprise = -theta * g
         if gate.eta is not None:
-            surprise = per_map(gate.eta, g) * momentum[i] + surprise
-            new_momentum.append(surprise)
+            surprise = _of_map(gate.eta, i, g) * now.momentum[i] + surprise
+            momentum.append(surprise)
+        push = torch.zeros_like(surprise) if algorithm.per_chunk else surprise
         if gate.write is not None:
-            surprise = per_map(gate.write, g) * surprise
-        new_weights.append((w if gate.alpha is None else (1 - per_map(gate.alpha, g)) * w) + surprise)
-    return tuple(new_weights), tuple(new_momentum)
+            push = _of_map(gate.write, i, g) * push
+        weights.append(keep * w + push)
+        if retention.inside == "hidden":
+            shown.append(start.shown[i])
+        elif retention.inside == "scaled":
+            shown.append(weights[i] * retention.factor(start.weights[i]))
+        else:
+            shown.append(keep * now.shown[i] + push)
+        steps.append(now.steps[i] + theta)
+    return _Now(tuple(weights), tuple(shown), tuple(momentum), tuple(steps))
 
 
-def _replay(state: MemoryState) -> tuple[Maps, Maps]:
-    """The weights and momentum right after the last token seen, from the open chunk's start."""
-    weights, momentum = state.weights, state.momentum
+def _of_map(gate: Tensor | tuple[Tensor, ...] | None, i: int, weight: Tensor) -> Tensor:
+    """A token's gate, [G] or per map [G, out], in a shape that multiplies map i's weights; no gate counts as 0."""
+    if gate is None:
+        return weight.new_zeros(())
+    found = gate[i] if isinstance(gate, tuple) else gate.unsqueeze(-1)
+    return found.unsqueeze(-1) if weight.dim() == 3 else found
+
+
+def _close(rule: Rule, now: _Now) -> _Now:
+    """The chunk's end."""
+    weights = now.weights
+    if rule.miras.algorithm.per_chunk:
+        assert rule.steps is not None
+        learned = (s.view((-1,) + (1,) * (w.dim() - 1)) for s, w in zip(rule.steps, weights, strict=True))
+        updates = (rule.miras.algorithm.update(s) for s in now.momentum)
+        weights = tuple(w + s * n * u for w, s, n, u in zip(weights, learned, now.steps, updates, strict=True))
+    closed, used = rule.close(weights)
+    return _Now(closed, used, now.momentum, _no_steps(weights))
+
+
+def _replay(rule: Rule, state: MemoryState, start: _Now) -> _Now:
+    """Right after the last token seen, from the open chunk's start."""
     if state.chunk is None:
-        return weights, momentum
-    width = state.chunk.gates.theta.shape[1]
+        return start
+    now, width = start, state.chunk.width
     for t in range(width):
-        real = torch.tensor([t >= width - p for p in state.phases], device=weights[0].device)
+        real = torch.tensor([t >= width - p for p in state.phases], device=start.weights[0].device)
         gradients = tuple(
             e[:, t, :, None] * a[:, t, None, :] if w.dim() == 3 else e[:, t] * a[:, t]
-            for w, a, e in zip(weights, state.chunk.inputs, state.chunk.errors, strict=True)
+            for w, a, e in zip(start.weights, state.chunk.inputs, state.chunk.errors, strict=True)
         )
-        new = _write(weights, momentum, gradients, state.chunk.gates.map(lambda g, t=t: g[:, t]))
-        weights, momentum = where_rows(real, new[0], weights), where_rows(real, new[1], momentum)
-    return weights, momentum
+        written = _write(rule, start, now, gradients, state.chunk.gates.map(lambda g, t=t: g[:, t]))
+        now = written.where(real, now)
+    return now
 
 
 def _open_chunk(
@@ -116,7 +162,7 @@ def _open_chunk(
     if not (width := max(phases)):
         return None
     old = state.chunk
-    stored = 0 if old is None else old.gates.theta.shape[1]
+    stored = 0 if old is None else old.width
     starts = [stored + n - width for n in counts]
 
     maps = range(len(factors[0][0]))

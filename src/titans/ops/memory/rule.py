@@ -13,7 +13,7 @@ from torch import Tensor
 
 from titans.miras import MirasConfig
 from titans.miras.networks import Apply
-from titans.ops.memory.decay import Decay
+from titans.ops.memory.decay import Decay, Ending
 
 NORM_EPS = 1e-6
 
@@ -78,6 +78,30 @@ def map_kind(weight: Tensor) -> type[Dense] | type[Diagonal]:
     return Dense if weight.dim() == 3 else Diagonal
 
 
+def retain(ending: Ending, weight: Tensor) -> Tensor:
+    """P_C A."""
+    return weight if ending.retained is None else wide(ending.retained, weight) * weight
+
+
+def advance_momentum(ending: Ending, momentum: Tensor, a: Tensor, error: Tensor) -> Tensor:
+    """S at the chunk's end."""
+    assert ending.carried is not None and ending.momentum_share is not None
+    return map_kind(momentum).write(wide(ending.carried, momentum) * momentum, a, error, ending.momentum_share)
+
+
+def advance_weight(ending: Ending, weight: Tensor, momentum: Tensor | None, a: Tensor, error: Tensor) -> Tensor:
+    """A at the chunk's end; ``momentum`` is S at its start."""
+    base = retain(ending, weight)
+    if momentum is not None and ending.pushed is not None:
+        base = torch.addcmul(base, wide(ending.pushed, momentum), momentum)
+    return map_kind(weight).write(base, a, error, ending.share)
+
+
+def wide(gate: Tensor, weight: Tensor) -> Tensor:
+    """A number per row or output channel, [G, 1 or out], in a shape that multiplies a map's weights."""
+    return gate.unsqueeze(-1) if weight.dim() == 3 else gate
+
+
 def where_rows(rows: Tensor, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Per map, ``new`` for the rows [G] that are True and ``old`` for the others."""
     return tuple(torch.where(rows.view((-1,) + (1,) * (n.dim() - 1)), n, o) for n, o in zip(new, old, strict=True))
@@ -91,12 +115,23 @@ class Rule:
         miras: the four choices.
         anchors: what the retention gate keeps of A_0, per map; None where it needs nothing.
         gain, bias: of the LN wrapper, [G, 1, D]; None without the wrapper.
+        steps: for algorithms that write per chunk, s = steps · Σθ of the chunk; [G, 1] per map.
     """
 
     miras: MirasConfig
     anchors: tuple[Tensor, ...] | None
     gain: Tensor | None
     bias: Tensor | None
+    steps: tuple[Tensor, ...] | None = None
+
+    @property
+    def expansion_is_exact(self) -> bool:
+        """Do a chunk's last read and the next chunk's start come out of the dual form itself?"""
+        return self.miras.retention.identity and not self.miras.algorithm.per_chunk
+
+    def use(self, accumulated: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """W at a chunk's start, from the state's A: φ(A), unless A was replaced by it when the last chunk closed."""
+        return accumulated if self.miras.retention.replaces else self.project(accumulated)
 
     def project(self, accumulated: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """W = φ(A)."""
@@ -110,6 +145,11 @@ class Rule:
         used = self.project(accumulated)
         return (used if self.miras.retention.replaces else accumulated), used
 
+    def write_at_once(self, kept: Tensor, momentum: Tensor, total: Tensor, index: int) -> Tensor:
+        """A_C = P_C A_c + s·U(S_C) for one map, from its first term, S_C and the chunk's Σθ [G, 1 or out]."""
+        assert self.steps is not None
+        return kept + wide(self.steps[index] * total, kept) * self.miras.algorithm.update(momentum)
+
     def value(self, x: Tensor, apply: Apply) -> Tensor:
         """M(x) = f(x), or x + LN(f(x)) with the wrapper; x [G, n, D]."""
         out = self.miras.architecture.forward(x, apply)
@@ -118,7 +158,7 @@ class Rule:
         return x + torch.nn.functional.layer_norm(out, out.shape[-1:], eps=NORM_EPS) * self.gain + self.bias
 
     def gradient_factors(
-        self, weights: tuple[Tensor, ...], k: Tensor, v: Tensor
+        self, weights: tuple[Tensor, ...], k: Tensor, v: Tensor, delta: Tensor | None
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
         """Inputs a_i and errors δ_i of every map at the given weights, in closed form, and the residual M(k) - v."""
         inputs: list[Tensor] = []
@@ -135,13 +175,13 @@ class Rule:
         out = self.miras.architecture.forward(k, apply)
         if self.gain is None or self.bias is None:
             residual = out - v
-            error = self.miras.bias.error(residual, None)
+            error = self.miras.bias.error(residual, delta)
         else:
             centred = out - out.mean(-1, keepdim=True)
             scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + NORM_EPS)
             normed = centred * scale
             residual = k + normed * self.gain + self.bias - v
-            g = self.miras.bias.error(residual, None) * self.gain
+            g = self.miras.bias.error(residual, delta) * self.gain
             error = scale * (g - g.mean(-1, keepdim=True) - normed * (g * normed).mean(-1, keepdim=True))
         return tuple(inputs), self.miras.architecture.errors(error, outputs, transpose), residual
 

@@ -16,7 +16,7 @@ from titans.miras import MirasConfig
 from titans.ops.memory.chunked import Trace, chunked_scan, read_open
 from titans.ops.memory.reference import reference_scan
 from titans.ops.memory.rule import Rule, where_rows
-from titans.ops.memory.state import Gates, MemoryState
+from titans.ops.memory.state import Gate, Gates, MemoryState
 from titans.ops.ragged import compact, restore, take
 
 Engine = Literal["chunked", "compiled", "reference"]
@@ -30,7 +30,7 @@ class MemoryTrace:
     Attributes:
         surprise: ‖g_t‖, the norm of the gradient over all maps.
         loss: the inner loss ℓ(W_c; k_t, v_t).
-        theta, eta, alpha: the gates (None where a term is off).
+        theta, eta, alpha: the gates (None where a term is off), channel gates as their mean.
     """
 
     surprise: Tensor
@@ -44,9 +44,9 @@ def memory_scan(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    theta: Tensor,
+    theta: Gate,
     eta: Tensor | None,
-    alpha: Tensor | None,
+    alpha: Gate | None,
     *,
     weights: tuple[Tensor, ...],
     miras: MirasConfig | None = None,
@@ -56,6 +56,8 @@ def memory_scan(
     mask: Tensor | None = None,
     store_mask: Tensor | None = None,
     norm: Norm | None = None,
+    delta: Tensor | None = None,
+    steps: tuple[Tensor, ...] | None = None,
     lengths: Sequence[int] | None = None,
 ) -> tuple[Tensor, MemoryState]:
     """Write every token into the memory, read it right after (math.md §2).
@@ -63,7 +65,8 @@ def memory_scan(
     Args:
         q, k, v: [B, T, H, D], T ≥ 1.
         theta, eta, alpha: step size, momentum decay and forgetting, [B, T, H], in their final range. None for ``eta``
-            or ``alpha`` switches that term off.
+            or ``alpha`` switches that term off. With ``miras.gates = "channel"`` theta and alpha are tuples with one
+            [B, T, H, out] per map.
         weights: learned initial weights A_0, one per map of the architecture, [H, out, in] (vector: [H, D]).
         miras: the rule; default ``MirasConfig.steady()``.
         chunk_size: C ≥ 1; gradients are taken at the weights of the chunk's start. 1 is the sequential rule.
@@ -73,6 +76,9 @@ def memory_scan(
         mask: [B, T] bool, False for padding: such a token does nothing and its output is zero.
         store_mask: [B, T] bool, False for tokens that are read but not written.
         norm: gain and bias of the LN wrapper, each [H, D]; default 1 and 0.
+        delta: learned Huber threshold > 0, [B, T, H] or [B, T, H, D]; for ``Huber(delta="learned")`` alone.
+        steps: for muon, per map [H] > 0: a closing chunk writes ``steps`` times its mean θ times the orthogonalised
+            momentum. Default: a tenth of ‖A_0‖_F / √min(out, in), for θ between 0 and 1.
         lengths: instead of ``mask``, the number of real tokens per row of a right-padded batch.
 
     Returns:
@@ -86,7 +92,7 @@ def memory_scan(
     check_engine(engine)
     return _scan(
         q, k, v, Gates(theta, eta, alpha, None), weights, miras or MirasConfig.steady(), chunk_size, state, engine,
-        mask, store_mask, norm, lengths,
+        mask, store_mask, norm, delta, steps, lengths,
     )  # fmt: skip
 
 
@@ -100,28 +106,37 @@ def memory_trace(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    theta: Tensor,
+    theta: Gate,
     eta: Tensor | None,
-    alpha: Tensor | None,
+    alpha: Gate | None,
     *,
     weights: tuple[Tensor, ...],
     miras: MirasConfig,
     chunk_size: int,
     state: MemoryState | None = None,
     norm: Norm | None = None,
+    delta: Tensor | None = None,
+    steps: tuple[Tensor, ...] | None = None,
 ) -> MemoryTrace:
     """The surprise and inner loss of every token; arguments as ``memory_scan``."""
     traces: list[Trace] = []
     gates = Gates(theta, eta, alpha, None)
     if state is not None and len(set(state.phases)) > 1:
         raise ValueError(f"a trace needs all rows at the same place of their chunk, got counts {state.count}")
-    _scan(q, k, v, gates, weights, miras, chunk_size, state, "chunked", None, None, norm, None, traces)
+    _scan(
+        q, k, v, gates, weights, miras, chunk_size, state, "chunked", None, None, norm, delta, steps, None, traces
+    )  # fmt: skip
     batch, heads = q.shape[0], q.shape[2]
     surprise, loss = (
         torch.cat([getattr(t, name) for t in traces], 1).unflatten(0, (batch, heads)).transpose(1, 2)
         for name in ("surprise", "loss")
     )
-    return MemoryTrace(surprise, loss, theta, eta, alpha)
+    return MemoryTrace(surprise, loss, _mean(theta), eta, None if alpha is None else _mean(alpha))
+
+
+def _mean(gate: Gate) -> Tensor:
+    """[B, T, H] of channel gates: the mean over all channels of all maps."""
+    return torch.cat(gate, -1).mean(-1) if isinstance(gate, tuple) else gate
 
 
 def memory_read(
@@ -137,7 +152,7 @@ def memory_read(
     _check_weights(weights, miras, heads, width)
     dtype = torch.promote_types(q.dtype, torch.float32)
     with torch.autocast(q.device.type, enabled=False):
-        rule = _bind(weights, miras, norm, batch, heads, width, dtype)
+        rule = _bind(weights, miras, norm, None, 1, batch, dtype)
         start = _start(
             weights, dtype, state, batch, heads, state.chunk_size if state else 1, bool(state and state.momentum)
         )
@@ -174,35 +189,43 @@ def _scan(
     mask: Tensor | None,
     store_mask: Tensor | None,
     norm: Norm | None,
+    delta: Tensor | None,
+    steps: tuple[Tensor, ...] | None,
     lengths: Sequence[int] | None,
     traces: list[Trace] | None = None,
 ) -> tuple[Tensor, MemoryState]:
-    _check(q, k, v, gates, miras, chunk_size, mask, store_mask, lengths)
+    _check(q, k, v, gates, delta, miras, chunk_size, mask, store_mask, lengths)
     batch, tokens, heads, width = q.shape
     _check_weights(weights, miras, heads, width)
+    _check_steps(steps, miras, heads, len(weights))
     if state is not None:
         _check_state(state, weights, batch, chunk_size, gates.eta is not None)
     order = None
     if mask is not None and not bool(mask.all()):
         order, lengths = compact(mask)
         q, k, v = (take(x, order) for x in (q, k, v))
+        delta = None if delta is None else take(delta, order)
         gates = gates.map(lambda g: take(g, order))
         store_mask = None if store_mask is None else take(store_mask, order)
     if lengths is not None and all(n == tokens for n in lengths):
         lengths = None
     dtype = torch.promote_types(q.dtype, torch.float32)
     with torch.autocast(q.device.type, enabled=False):
-        rule = _bind(weights, miras, norm, batch, heads, width, dtype)
+        rule = _bind(weights, miras, norm, steps, chunk_size, batch, dtype)
         start = _start(weights, dtype, state, batch, heads, chunk_size, gates.eta is not None)
         flat = gates.map(lambda g: _rows(g, dtype))
         if store_mask is not None:
             flat = flat.where(store_mask.repeat_interleave(heads, 0))
         repeated = None if lengths is None else tuple(n for n in lengths for _ in range(heads))
+        threshold = None
+        if delta is not None:
+            threshold = _rows(delta if delta.dim() == 4 else delta.unsqueeze(-1), dtype)
         queries, keys, values = (_rows(x, dtype) for x in (q, k, v))
         if engine == "reference":
-            y, end = reference_scan(rule, queries, keys, values, flat, start, repeated)
+            y, end = reference_scan(rule, queries, keys, values, threshold, flat, start, repeated)
         else:
-            y, end = chunked_scan(rule, queries, keys, values, flat, start, repeated, traces, engine == "compiled")
+            compiled = engine == "compiled"
+            y, end = chunked_scan(rule, queries, keys, values, threshold, flat, start, repeated, traces, compiled)
     y = y.unflatten(0, (batch, heads)).transpose(1, 2).to(q.dtype)
     if order is not None and mask is not None:
         y = restore(y, order, mask)
@@ -219,20 +242,31 @@ def _bind(
     weights: tuple[Tensor, ...],
     miras: MirasConfig,
     norm: Norm | None,
+    steps: tuple[Tensor, ...] | None,
+    chunk_size: int,
     batch: int,
-    heads: int,
-    width: int,
     dtype: torch.dtype,
 ) -> Rule:
     """The rule with its slow parameters expanded to every sample."""
-    anchors = gain = bias = None
+    anchors = gain = bias = learned = None
     if not miras.retention.identity:
         anchors = tuple(_expand(miras.retention.anchor(w.to(dtype)), batch) for w in weights)
     if miras.architecture.residual_norm:
         if norm is None:
+            # The last map's outputs are the memory's.
+            heads, width = weights[-1].shape[:2]
             norm = weights[0].new_ones(heads, width), weights[0].new_zeros(heads, width)
         gain, bias = (_expand(x.to(dtype), batch).unsqueeze(1) for x in norm)
-    return Rule(miras, anchors, gain, bias)
+    if miras.algorithm.per_chunk:
+        # The engines sum θ over a chunk; the mean is that over C.
+        learned = tuple(_expand(s.to(dtype) / chunk_size, batch).unsqueeze(-1) for s in steps or default_steps(weights))
+    return Rule(miras, anchors, gain, bias, learned)
+
+
+def default_steps(weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Starting steps of muon per map and head: a tenth of ‖A_0‖_F / √min(out, in), [H] each."""
+    norms = (torch.linalg.vector_norm(w.flatten(1), dim=1) for w in weights)
+    return tuple(0.1 * n / min(w.shape[1:]) ** 0.5 for n, w in zip(norms, weights, strict=True))
 
 
 def _expand(x: Tensor, batch: int) -> Tensor:
@@ -271,6 +305,7 @@ def _check(
     k: Tensor,
     v: Tensor,
     gates: Gates,
+    delta: Tensor | None,
     miras: MirasConfig,
     chunk_size: int,
     mask: Tensor | None,
@@ -283,10 +318,19 @@ def _check(
         if x.shape != q.shape:
             raise ValueError(f"{name} must have q's shape {list(q.shape)}, got {list(x.shape)}")
     for name, x in (("theta", gates.theta), ("eta", gates.eta), ("alpha", gates.alpha)):
-        if x is not None and x.shape != q.shape[:3]:
-            raise ValueError(f"{name} must be [B, T, H] = {list(q.shape[:3])}, got {list(x.shape)}")
+        if x is not None:
+            _check_gate(name, x, q, miras)
     if gates.eta is not None and not miras.algorithm.momentum:
         raise ValueError(f"eta must be None with algorithm {miras.algorithm.name!r}, which has no momentum")
+    if gates.eta is None and miras.algorithm.per_chunk:
+        raise ValueError(f"eta must be given with algorithm {miras.algorithm.name!r}, which writes its momentum")
+    if (delta is not None) != miras.bias.learned_delta:
+        raise ValueError(
+            f"delta must {'be given' if delta is None else 'be None'} with bias {miras.bias!r}, whose threshold is "
+            f"{'learned' if delta is None else 'not learned'}"
+        )
+    if delta is not None and delta.shape not in (q.shape[:3], q.shape):
+        raise ValueError(f"delta must be {list(q.shape[:3])} or {list(q.shape)}, got {list(delta.shape)}")
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     for name, x in (("mask", mask), ("store_mask", store_mask)):
@@ -296,6 +340,26 @@ def _check(
         mask is not None or len(lengths) != q.shape[0] or not all(0 <= n <= q.shape[1] for n in lengths)
     ):
         raise ValueError(f"lengths must give 0..T tokens for each of {q.shape[0]} rows, without a mask, got {lengths}")
+
+
+def _check_gate(name: str, gate: Gate, q: Tensor, miras: MirasConfig) -> None:
+    found = [list(g.shape) for g in gate] if isinstance(gate, tuple) else list(gate.shape)
+    if name == "eta" or miras.gates == "head":
+        if found != (wanted := list(q.shape[:3])):
+            raise ValueError(f"{name} must be [B, T, H] = {wanted}, got {found}")
+        return
+    wanted = [[*q.shape[:3], shape[0]] for shape in miras.architecture.shapes(q.shape[-1])]
+    if found != wanted:
+        raise ValueError(f"{name} must be one [B, T, H, out] per map = {wanted} with gates = 'channel', got {found}")
+
+
+def _check_steps(steps: tuple[Tensor, ...] | None, miras: MirasConfig, heads: int, maps: int) -> None:
+    if steps is None:
+        return
+    if not miras.algorithm.per_chunk:
+        raise ValueError(f"steps must be None with algorithm {miras.algorithm.name!r}: they belong to muon")
+    if (found := [list(s.shape) for s in steps]) != [[heads]] * maps:
+        raise ValueError(f"steps must be one [H] = [{heads}] for each of {maps} maps, got {found}")
 
 
 def _check_weights(weights: tuple[Tensor, ...], miras: MirasConfig, heads: int, width: int) -> None:

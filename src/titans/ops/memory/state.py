@@ -110,38 +110,61 @@ def _select(value: Any, index: Tensor) -> Any:
     return value
 
 
+Gate = Tensor | tuple[Tensor, ...]
+
+
 @dataclass(frozen=True)
 class Gates(State):
-    """Per-token gates in their final range, each [B, H, tokens]; ``eta`` or ``alpha`` None: that term is off.
+    """Per-token gates in their final range; ``eta`` or ``alpha`` None: that term is off.
 
-    ``write`` is 1 where a token may write and 0 where it leaves weights and momentum untouched. Step sizes alone
-    cannot say that: with θ = 0, α = 0, η = 1 the carried momentum would still be added to the weights.
+    ``theta`` and ``alpha`` are [B, H, tokens], or per map [B, H, tokens, out] with channel gates; ``eta`` and ``write``
+    are [B, H, tokens]. ``write`` is 1 where a token may write and 0 where it leaves weights and momentum untouched.
+    Step sizes alone cannot say that: with θ = 0, α = 0, η = 1 the carried momentum would still be added to the weights.
     None: every token writes.
     """
 
-    theta: Tensor
+    theta: Gate
     eta: Tensor | None
-    alpha: Tensor | None
+    alpha: Gate | None
     write: Tensor | None
 
     def where(self, active: Tensor) -> Gates:
         """The same gates, neutral wherever ``active`` (bool, [B, H, tokens] or broadcastable) is False."""
-        stored = active.to(self.theta.dtype).expand_as(self.theta)
+        like = _token_gate(self)
+        stored = active.to(like.dtype).expand_as(like)
+
+        def neutral(gate: Gate) -> Gate:
+            if isinstance(gate, tuple):
+                return tuple(g.masked_fill(~active.unsqueeze(-1), 0) for g in gate)
+            return gate.masked_fill(~active, 0)
+
         return Gates(
-            self.theta.masked_fill(~active, 0),
+            neutral(self.theta),
             None if self.eta is None else self.eta.masked_fill(~active, 1),
-            None if self.alpha is None else self.alpha.masked_fill(~active, 0),
+            None if self.alpha is None else neutral(self.alpha),
             stored if self.write is None else stored * self.write,
         )
 
     def then(self, new: Gates) -> Gates:
-        """These tokens followed by new ones (concatenated along the last dimension)."""
-        pairs = [(self.theta, new.theta), (self.eta, new.eta), (self.alpha, new.alpha)]
-        joined = [None if a is None or b is None else torch.cat((a, b), -1) for a, b in pairs]
+        """These tokens followed by new ones, in the engines' layout: the second dimension counts tokens."""
         write = None
         if self.write is not None or new.write is not None:
-            write = torch.cat([torch.ones_like(g.theta) if g.write is None else g.write for g in (self, new)], -1)
-        return Gates(joined[0], joined[1], joined[2], write)  # type: ignore[arg-type]
+            write = torch.cat([torch.ones_like(_token_gate(g)) if g.write is None else g.write for g in (self, new)], 1)
+        joined = (_join(a, b) for a, b in ((self.theta, new.theta), (self.eta, new.eta), (self.alpha, new.alpha)))
+        return Gates(*joined, write)  # type: ignore[arg-type]
+
+
+def _join(old: Gate | None, new: Gate | None) -> Gate | None:
+    if isinstance(old, tuple) and isinstance(new, tuple):
+        return tuple(torch.cat(pair, 1) for pair in zip(old, new, strict=True))
+    if isinstance(old, Tensor) and isinstance(new, Tensor):
+        return torch.cat((old, new), 1)
+    return None
+
+
+def _token_gate(gates: Gates) -> Tensor:
+    """A gate with one number per token and head, whichever kind of gates these are."""
+    return gates.theta[0][..., 0] if isinstance(gates.theta, tuple) else gates.theta
 
 
 @dataclass(frozen=True)
@@ -155,18 +178,23 @@ class OpenChunk(State):
     errors: tuple[Tensor, ...]
     gates: Gates
 
+    @property
+    def width(self) -> int:
+        """p, the columns stored."""
+        return self.inputs[0].shape[-2]
+
     def only(self, phases: Sequence[int]) -> OpenChunk:
         """The chunk with everything but the last ``phases[b]`` tokens of row b made empty."""
-        width = self.gates.theta.shape[-1]
+        width = self.width
         if all(p == width for p in phases):
             return self
-        empty = valid([width - p for p in phases], width, self.gates.theta.device)
+        empty = valid([width - p for p in phases], width, self.inputs[0].device)
+        empty = empty.view(empty.shape[:1] + (1,) * (self.inputs[0].dim() - 3) + (width,))
 
         def clear(x: Tensor) -> Tensor:
-            return x.masked_fill(empty.view(empty.shape[:1] + (1,) * (x.dim() - 3) + (width, 1)), 0)
+            return x.masked_fill(empty.unsqueeze(-1), 0)
 
-        gates = self.gates.where(~empty.view(empty.shape[:1] + (1,) * (self.gates.theta.dim() - 2) + (width,)))
-        return OpenChunk(tuple(map(clear, self.inputs)), tuple(map(clear, self.errors)), gates)
+        return OpenChunk(tuple(map(clear, self.inputs)), tuple(map(clear, self.errors)), self.gates.where(~empty))
 
 
 @dataclass(frozen=True)

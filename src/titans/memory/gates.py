@@ -1,0 +1,89 @@
+"""From tokens to gates: step size θ, momentum decay η, forgetting α, and a learned Huber threshold δ.
+
+Legend: B batch, T tokens, H memory heads, D head width, out: outputs of one map of the memory network.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from titans.miras import MirasConfig
+from titans.ops.memory.state import Gate
+
+INITIAL_FORGETTING = 0.02
+INITIAL_DELTA = 1.0
+RANK = 32
+
+
+class MemoryGates(nn.Module):
+    """The gates of every token, by one linear map of it; with channel gates by one of rank 32.
+
+    They start at θ = ``theta_max`` / 2, η = 0.5, α ≈ 0.02 and δ = 1, with a little noise from token to token.
+
+    Args:
+        d_model: width of x.
+        heads, head_dim: H and D.
+        miras: says which gates there are, and whether they are numbers of a head or of every output channel.
+        use_decay: is there an α?
+        theta_max: cap of θ.
+
+    Source: Titans §3.1; MIRAS §5.3 for channels.
+    """
+
+    def __init__(self, d_model: int, heads: int, head_dim: int, miras: MirasConfig, use_decay: bool, theta_max: float):
+        super().__init__()
+        self.heads, self.theta_max, self.per_channel = heads, theta_max, miras.gates == "channel"
+        widths = [shape[0] for shape in miras.architecture.shapes(head_dim)] if self.per_channel else [1]
+        self.parts = [("theta", n) for n in widths]
+        if miras.algorithm.momentum:
+            self.parts.append(("eta", 1))
+        if use_decay:
+            self.parts += [("alpha", n) for n in widths]
+        if miras.bias.learned_delta:
+            self.parts.append(("delta", head_dim if self.per_channel else 1))
+        self.sizes = [heads * n for _, n in self.parts]
+        self.down = nn.Linear(d_model, RANK, bias=False) if self.per_channel else None
+        self.up = nn.Linear(RANK if self.per_channel else d_model, sum(self.sizes))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The starting gates."""
+        nn.init.normal_(self.up.weight, std=0.02)
+        if self.down is not None:
+            nn.init.orthogonal_(self.down.weight)  # so the noise is as small as without a map of low rank
+        starts = {"alpha": _logit(INITIAL_FORGETTING), "delta": math.log(math.expm1(INITIAL_DELTA))}
+        biases = (torch.full((n,), starts.get(name, 0.0)) for (name, _), n in zip(self.parts, self.sizes, strict=True))
+        with torch.no_grad():
+            self.up.bias.copy_(torch.cat(list(biases)))
+
+    def forward(self, x: Tensor) -> tuple[Gate, Tensor | None, Gate | None, Tensor | None]:
+        """θ, η, α, δ of x [B, T, d_model]; η is [B, T, H], as all are without channel gates.
+
+        With channel gates θ and α are tuples of one [B, T, H, out] per map, δ is [B, T, H, D].
+        """
+        logits = self.up(x if self.down is None else self.down(x))
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        delta = None
+        if self.parts[-1][0] == "delta":
+            logits, raw = logits.split([logits.shape[-1] - self.sizes[-1], self.sizes[-1]], -1)
+            delta = F.softplus(self._per_head(raw))
+        found: dict[str, list[Tensor]] = {"theta": [], "eta": [], "alpha": [], "delta": []}
+        sizes = self.sizes if delta is None else self.sizes[:-1]
+        for (name, _), gate in zip(self.parts, torch.sigmoid(logits).split(sizes, -1), strict=False):
+            found[name].append(gate if name == "eta" else self._per_head(gate))
+        theta = tuple(g * self.theta_max for g in found["theta"])
+        eta = found["eta"][0] if found["eta"] else None
+        if self.per_channel:
+            return theta, eta, tuple(found["alpha"]) or None, delta
+        return theta[0], eta, found["alpha"][0] if found["alpha"] else None, delta
+
+    def _per_head(self, gate: Tensor) -> Tensor:
+        return gate.unflatten(-1, (self.heads, -1)) if self.per_channel else gate
+
+
+def _logit(p: float) -> float:
+    return math.log(p / (1 - p))

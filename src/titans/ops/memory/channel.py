@@ -1,0 +1,194 @@
+"""Gates per output channel (MIRAS §5.3): the dual form when every output channel of a map decays at its own pace.
+
+K then differs from channel to channel, so that one masked product no longer serves a whole map. A chunk is read in
+short blocks: inside a block K is held for every channel, from block to block the weights are carried along. Nothing is
+divided and no logarithm is taken, so gates of 0 and 1 are exact here too.
+
+Legend: G rows (batch times heads), n tokens of the chunk so far, m of them queries, c tokens of a block, in/out widths
+of one map.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from titans.ops.memory.decay import Ending, cumulative_products
+from titans.ops.memory.rule import advance_momentum, advance_weight
+from titans.ops.memory.state import Gates
+from titans.ops.scan import parallel_scan
+
+BLOCK = 16
+
+
+@dataclass(frozen=True)
+class ChannelDecay:
+    """The gates of one map along the chunk so far; the last ``queries`` tokens are readers, all are writers.
+
+    Attributes:
+        theta: [G, n, out].
+        keep: 1 - α, [G, n, out]; None without forgetting.
+        eta, write: [G, n]; None without momentum, and where every token writes.
+    """
+
+    theta: Tensor
+    keep: Tensor | None
+    eta: Tensor | None
+    write: Tensor | None
+    queries: int
+
+    def cut(self, start: int, stop: int) -> ChannelDecay:
+        """The part of the tokens from ``start`` to ``stop``, all of them readers."""
+        theta, keep, eta, write = (
+            None if g is None else g[:, start:stop] for g in (self.theta, self.keep, self.eta, self.write)
+        )
+        assert theta is not None
+        return ChannelDecay(theta, keep, eta, write, stop - start)
+
+    @property
+    def retained(self) -> Tensor | None:
+        """P_t of the queries, [G, m, out]."""
+        if self.keep is None:
+            return None
+        return parallel_scan(self.keep, torch.zeros_like(self.keep), torch.ones_like(self.keep[:, 0]))[
+            :, -self.queries :
+        ]
+
+    def ending(self) -> Ending:
+        """What remains when the tokens so far end: a scan from the last token backwards."""
+        later = None if self.keep is None else _products_after(self.keep)
+        retained = None if self.keep is None or later is None else later[:, 0] * self.keep[:, 0]
+        steps = self.theta.sum(1)
+        if self.eta is None:
+            return Ending(self.theta if later is None else later * self.theta, retained, None, None, None, steps)
+        written = torch.ones_like(self.theta) if later is None else later
+        if self.write is not None:
+            written = written * self.write.unsqueeze(-1)
+        following = torch.cat((self.eta[:, 1:], self.eta[:, :1]), 1).flip(1).unsqueeze(-1)
+        share = parallel_scan(following, written.flip(1)).flip(1)
+        momentum = cumulative_products(self.eta)
+        decayed = momentum[..., 0] * self.eta[:, :1]
+        return Ending(
+            share=share * self.theta,
+            retained=retained,
+            pushed=torch.bmm(decayed.unsqueeze(1), written).squeeze(1),
+            carried=decayed[:, -1:],
+            momentum_share=momentum[:, -1].unsqueeze(-1) * self.theta,
+            steps=steps,
+        )
+
+    def kernel(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """K[t, i] θ_i [G, n, n, out], P_t and m_t [G, n, out] of a block, row by row."""
+        size = self.theta.shape[1]
+        eye = torch.eye(size, dtype=self.theta.dtype, device=self.theta.device).expand(self.theta.shape[0], -1, -1)
+        sources = eye if self.eta is None else cumulative_products(self.eta)
+        if self.eta is not None:
+            # One more column per row: what S_0 pushes, m_t.
+            sources = torch.cat((sources, (sources[..., :1] * self.eta[:, :1].unsqueeze(-1))), -1)
+            if self.write is not None:
+                sources = sources * self.write.unsqueeze(-1)
+        rows = _recurrence(self.keep, sources, self.theta.shape[-1])
+        pushed = None if self.eta is None else rows[:, :, -1]
+        return rows[:, :, :size] * self.theta.unsqueeze(1), self.retained, pushed
+
+
+@dataclass(frozen=True)
+class ChannelDecays:
+    """The gates of every map; the same face as ``Decay``."""
+
+    maps: tuple[ChannelDecay, ...]
+
+    def of_map(self, index: int) -> ChannelDecay:
+        return self.maps[index]
+
+    def last(self, queries: int) -> ChannelDecays:
+        return ChannelDecays(tuple(replace(m, queries=queries) for m in self.maps))
+
+
+def channel_decays(gates: Gates) -> ChannelDecays:
+    """From the gates of a chunk's tokens so far, in the engines' layout."""
+    assert isinstance(gates.theta, tuple)
+    alphas = gates.alpha if isinstance(gates.alpha, tuple) else (None,) * len(gates.theta)
+    return ChannelDecays(
+        tuple(
+            ChannelDecay(theta, None if alpha is None else 1 - alpha, gates.eta, gates.write, theta.shape[1])
+            for theta, alpha in zip(gates.theta, alphas, strict=True)
+        )
+    )
+
+
+def channel_read(
+    x: Tensor, weight: Tensor, momentum: Tensor | None, a: Tensor, error: Tensor, decay: ChannelDecay
+) -> Tensor:
+    """W_t x_t for the queries x [G, m, in] of one map; a [G, n, in] and error [G, n, out] of all the chunk's tokens."""
+    if weight.dim() == 2:
+        return _read_diagonal(x, weight, momentum, a, error, decay)
+    tokens, outputs = decay.theta.shape[1], []
+    stored = tokens - decay.queries
+    if stored:
+        weight, momentum = _advance(decay.cut(0, stored), weight, momentum, a[:, :stored], error[:, :stored])
+    for start in range(stored, tokens, BLOCK):
+        stop = min(start + BLOCK, tokens)
+        block, inputs, errors = decay.cut(start, stop), a[:, start:stop], error[:, start:stop]
+        outputs.append(_read_block(x[:, start - stored : stop - stored], weight, momentum, inputs, errors, block))
+        if stop < tokens:
+            weight, momentum = _advance(block, weight, momentum, inputs, errors)
+    return torch.cat(outputs, 1)
+
+
+def _advance(
+    part: ChannelDecay, weight: Tensor, momentum: Tensor | None, a: Tensor, error: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """(W, S) after a part of the chunk."""
+    ending = part.ending()
+    new = advance_weight(ending, weight, momentum, a, error)
+    return new, None if momentum is None else advance_momentum(ending, momentum, a, error)
+
+
+def _read_block(
+    x: Tensor, weight: Tensor, momentum: Tensor | None, a: Tensor, error: Tensor, block: ChannelDecay
+) -> Tensor:
+    """``channel_read`` for tokens that all are queries."""
+    kernel, retained, pushed = block.kernel()
+    out = torch.bmm(x, weight.mT)
+    out = out if retained is None else out * retained
+    if momentum is not None and pushed is not None:
+        out = torch.addcmul(out, torch.bmm(x, momentum.mT), pushed)
+    scores = torch.bmm(x, a.mT).flatten(0, 1).unsqueeze(1)
+    writes = (kernel * error.unsqueeze(1)).flatten(0, 1)
+    return out - torch.bmm(scores, writes).view_as(out)
+
+
+def _read_diagonal(
+    x: Tensor, weight: Tensor, momentum: Tensor | None, a: Tensor, error: Tensor, decay: ChannelDecay
+) -> Tensor:
+    """``channel_read`` for an elementwise map [G, width]: the recurrence of math.md §2 itself, as a scan."""
+    pushes = -decay.theta * error * a
+    if momentum is not None and decay.eta is not None:
+        pushes = parallel_scan(decay.eta.unsqueeze(-1), pushes, momentum)
+        pushes = pushes if decay.write is None else pushes * decay.write.unsqueeze(-1)
+    keep = torch.ones_like(pushes[..., :1]) if decay.keep is None else decay.keep
+    return parallel_scan(keep, pushes, weight)[:, -decay.queries :] * x
+
+
+def _products_after(gates: Tensor) -> Tensor:
+    """Π_{j>t} g_j, [G, n, out]."""
+    ones = torch.ones_like(gates[:, :1])
+    if gates.shape[1] == 1:
+        return ones
+    after = parallel_scan(gates[:, 1:].flip(1), torch.zeros_like(gates[:, 1:]), ones[:, 0]).flip(1)
+    return torch.cat((after, ones), 1)
+
+
+def _recurrence(keep: Tensor | None, sources: Tensor, out: int) -> Tensor:
+    """X_t = keep_t ⊙ X_{t-1} + sources_t, X_0 = 0: keep [G, n, out], sources [G, n, k] -> [G, n, k, out]."""
+    if keep is None:
+        return sources.cumsum(1).unsqueeze(-1).expand(-1, -1, -1, out)
+    row = sources[:, 0].unsqueeze(-1).expand(-1, -1, out)
+    rows = [row]
+    for t in range(1, sources.shape[1]):
+        row = torch.addcmul(sources[:, t].unsqueeze(-1), row, keep[:, t].unsqueeze(1))
+        rows.append(row)
+    return torch.stack(rows, 1)
