@@ -71,13 +71,14 @@ class Experiment(Generic[Settings]):
         arms: ``arms(scale, **inputs)`` gives the settings of every arm by its name, in the order of the table. Names
             are file names: letters, digits, ``-``, ``_`` and ``.``. Raises ValueError or OSError for unusable input.
         unit: ``unit(settings, seed, workplace)`` gives the figures of one unit. The name of a figure is a key of
-            ``columns``, or ``key@x`` for one kind of figure at several x (a length, a number of pairs).
+            ``columns``, or ``key@x`` for one kind of figure at several numbers x (a length, a share of noise).
         columns: how each kind of figure is shown, in the order of the table and the picture.
         inputs: names of the command's options, out of "data" and "model", that ``arms`` takes.
         beside: further columns of the table: heading, then text by arm.
         note: a paragraph under the table.
         figures_down: figures as rows and arms as columns of the table, where figures are many.
-        plot: ``plot(figure, experiment, summary)`` draws the picture; default: one panel for each kind of figure.
+        plot: ``plot(figure, experiment, summary)`` draws the picture; default: one panel for each kind of figure. With
+            an own plot the x may be any words.
     """
 
     name: str

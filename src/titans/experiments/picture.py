@@ -51,8 +51,9 @@ def draw_lines(axes: Axes, experiment: Experiment, summary: Summary, kind: str) 
             middle = [spread.median for spread in spreads]
             reach = [[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]]
             axes.errorbar(xs, middle, reach, label=arm, marker=MARKERS[place % len(MARKERS)], ms=5, lw=1.4, capsize=3)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(sorted(ticks), [f"{tick:,.0f}" for tick in sorted(ticks)])
+    if min(ticks) > 0 and max(ticks) >= 4 * min(ticks):
+        axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted(ticks), [f"{tick:,g}" for tick in sorted(ticks)])
     axes.xaxis.set_minor_locator(NullLocator())
     column = experiment.columns[kind]
     axes.set(ylabel=column.title, xlabel=column.over)

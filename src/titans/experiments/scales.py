@@ -55,7 +55,14 @@ class Scale(BaseModel):
 
 CHUNKS = {"chunk_size": 16, "segment_len": 64, "window": 64}
 RECALL_MODEL = {"vocab_size": 128, "d_model": 64, "n_layers": 2, "chunk_size": 16, "window": 16, "n_persistent": 0}
-GPU = {"precision": "bf16", "engine": "compiled", "warmup_steps": 500, "eval_every": 1000, "eval_tokens": 2**19}
+GPU = {
+    "precision": "bf16",
+    "engine": "compiled",
+    "warmup_steps": 500,
+    "eval_every": 1000,
+    "eval_tokens": 2**19,
+    "log_every": 100,
+}
 GPU_MODEL = {"chunk_size": 64, "segment_len": 256, "window": 256}
 
 SCALES = {
