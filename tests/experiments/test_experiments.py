@@ -51,7 +51,7 @@ def test_the_list_is_complete():
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("name", ON_DEFAULT_CORPUS)
 def test_arms_of_every_scale_are_valid(name, scale, monkeypatch):
-    monkeypatch.setattr("titans.experiments.scales.validation_texts", lambda data: [])
+    monkeypatch.setattr("titans.experiments.scales.validation_streams", lambda *a: None)
     monkeypatch.setitem(SCALES, "tiny", REAL_SCALES["tiny"])
     arms = EXPERIMENTS[name].arms(scale)
     texts = {arm: parameters(models_of(settings)[0]) for arm, settings in arms.items()}
@@ -63,6 +63,7 @@ def test_arms_of_every_scale_are_valid(name, scale, monkeypatch):
 
 
 def test_the_published_ones_compare_equal_sizes(enwik8, wikitext, monkeypatch):
+    monkeypatch.setattr("titans.experiments.scales.validation_streams", lambda *a: None)
     monkeypatch.setitem(SCALES, "tiny", REAL_SCALES["tiny"])
     for name, data in (("train-enwik8", enwik8), ("train-wikitext", wikitext)):
         sizes = [parameters(arm.text.run.model) for arm in EXPERIMENTS[name].arms("tiny", data=data).values()]
@@ -96,7 +97,7 @@ def test_every_arm_can_be_trained(name, corpus):
             assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("name", ON_DEFAULT_CORPUS)
+@pytest.mark.parametrize("name", ["miras-variants", "ablation", "eval-perplexity"])
 def test_it_runs_to_a_table_and_a_picture(name, corpus, console, tmp_path):
     experiment = first_arms(EXPERIMENTS[name], 2)
     report = run(plan(experiment, "tiny", [0], tmp_path / "out", {"data": corpus}), console)
@@ -105,7 +106,8 @@ def test_it_runs_to_a_table_and_a_picture(name, corpus, console, tmp_path):
     for figures in report.summary.values():
         assert all(math.isfinite(spread.median) for spread in figures.values())
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["command"].startswith(f"titans experiment {name} --scale tiny --seeds 0")
+    command = f"titans experiment {name} --scale tiny --seeds 0 --output {tmp_path}/out --data {corpus}"
+    assert results["command"] == command
     assert results["made_with"]["torch"] and len(results["units"]) == len(report.summary)
     table = (tmp_path / "out" / "table.md").read_text()
     assert all(arm in table for arm in report.summary) and EXPERIMENTS[name].note in table
@@ -160,6 +162,17 @@ def test_a_saved_model_is_read_by_position(corpus, console, tmp_path):
     assert {name.partition("@")[0] for name in figures} == {"on", "reset", "off"}
     assert figures["on@0-64"].median != figures["off@0-64"].median
     load_model(folder)  # untouched
+
+
+def test_what_a_saved_model_cannot_read_is_told_before_anything_runs(corpus, tmp_path):
+    experiment = EXPERIMENTS["eval-perplexity"]
+    config = TitansConfig(vocab_size=100, d_model=16, n_layers=1, chunk_size=8)
+    build_model(config).save_pretrained(tmp_path / "small")
+    with pytest.raises(ValueError, match="--model: its tokenizer has 256 ids, the model knows 100"):
+        plan(experiment, "tiny", [0], tmp_path / "out", {"model": tmp_path / "small", "data": corpus})
+    corpus.write_text("short. " * 100)  # 5 % of it are no stream
+    with pytest.raises(ValueError, match="length: 64 is more than the 36 tokens"):
+        plan(experiment, "tiny", [0], tmp_path / "out", {"data": corpus})
 
 
 def test_buckets_meet_without_gap_or_overlap(corpus, console, tmp_path, monkeypatch):

@@ -21,7 +21,8 @@ PAPER = {
 
 
 def arms(scale: str, data: Path | None = None) -> dict[str, Comparison]:
-    size, text = SCALES[scale], corpus(str(data or "stdlib"))
+    size = SCALES[scale]
+    text = corpus(size, str(data or "stdlib"))
     rule = MirasConfig.titans(architecture=size.mlp)
     unwrapped = size.mlp.model_copy(update={"residual_norm": False})
     changes = {

@@ -13,10 +13,11 @@ from titans.evaluation import MemoryMode
 from titans.experiments.experiment import Column, Experiment, Figures, Workplace
 from titans.experiments.report import Summary
 from titans.experiments.scales import SCALES, corpus, text_task
-from titans.experiments.text import TextTask, bits_by_position, train_text
+from titans.experiments.text import TextTask, bits_by_position, train_text, validation_streams
 from titans.models import load_model
 from titans.models.config import Variant
 from titans.training.config import DataSection
+from titans.training.data import load_saved_tokenizer
 
 ENDS = (128, 512, 2048, 8192, 32_768, 131_072)
 TRAINED: tuple[Variant, ...] = ("LMM", "MAC")
@@ -46,15 +47,24 @@ class Buckets(BaseModel):
 
 
 def arms(scale: str, data: Path | None = None, model: Path | None = None) -> dict[str, Buckets]:
-    size, text = SCALES[scale], corpus(str(data or "stdlib"))
+    size = SCALES[scale]
+    text = corpus(size, str(data or "stdlib"))
     length = max(size.lengths)
     streams = {"data": DataSection(**text, length=length), "length": length, "windows": size.windows}
     if model is None:
         return {name: Buckets(**streams, task=text_task(size, name, text)) for name in TRAINED}
-    load_model(model)  # a folder that holds none is told now
+    _check_model(model, **streams)
     weights = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
     name = re.sub(r"[^\w.-]+", "-", model.resolve().name)
     return {name: Buckets(**streams, model=model.resolve(), weights=weights)}
+
+
+def _check_model(folder: Path, data: DataSection, length: int, windows: int) -> None:
+    """Raise ValueError or OSError now for what would fail when the model reads."""
+    tokenizer, vocabulary = load_saved_tokenizer(folder), load_model(folder).config.vocab_size
+    if tokenizer.vocab_size > vocabulary:
+        raise ValueError(f"--model: its tokenizer has {tokenizer.vocab_size} ids, the model knows {vocabulary}")
+    validation_streams(data, length, windows, tokenizer)
 
 
 def unit(settings: Buckets, seed: int, place: Workplace) -> Figures:

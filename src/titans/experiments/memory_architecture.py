@@ -11,7 +11,8 @@ from titans.miras import GatedMLP, Matrix, MirasConfig, Vector
 
 
 def arms(scale: str, data: Path | None = None) -> dict[str, Comparison]:
-    size, text = SCALES[scale], corpus(str(data or "stdlib"))
+    size = SCALES[scale]
+    text = corpus(size, str(data or "stdlib"))
     # A gated MLP has three maps where an MLP has two.
     networks = [Vector(), Matrix(), size.mlp, GatedMLP(expansion=size.expansion * 2 / 3)]
     found = {network.name: comparison(size, "LMM", text, miras=MirasConfig.steady(network)) for network in networks}

@@ -20,7 +20,8 @@ def expansion(depth: int, like: float) -> float:
 
 
 def arms(scale: str, data: Path | None = None) -> dict[str, Comparison]:
-    size, text = SCALES[scale], corpus(str(data or "stdlib"))
+    size = SCALES[scale]
+    text = corpus(size, str(data or "stdlib"))
     found = {}
     for depth in (1, 2, 3, 4):
         network = MLP(depth=depth, expansion=expansion(depth, size.expansion)) if depth > 1 else Matrix()

@@ -15,7 +15,8 @@ BASELINES: tuple[Variant, ...] = ("swa", "transformer")
 
 
 def arms(scale: str, data: Path | None = None) -> dict[str, Comparison]:
-    size, text = SCALES[scale], corpus(str(data or "stdlib"))
+    size = SCALES[scale]
+    text = corpus(size, str(data or "stdlib"))
     found = {}
     for name in RULES:
         rule = getattr(MirasConfig, name)(architecture=size.mlp)

@@ -28,7 +28,8 @@ def arms_on(source: str, names: tuple[str, ...]) -> Callable[..., dict[str, Comp
             data = data.parent
         elif data is not None and not any((data / name).exists() for name in names):
             raise ValueError(f"--data: {data} neither is nor holds {' or '.join(names)}")
-        size, text = SCALES[scale], corpus(source, None if data is None else str(data))
+        size = SCALES[scale]
+        text = corpus(size, source, None if data is None else str(data))
         found = {variant: comparison(size, variant, text) for variant in VARIANTS}
         found = {name: arm.model_copy(update={"recall": None}) for name, arm in found.items()}
         return equal_size(found, like="MAC")

@@ -35,11 +35,12 @@ class Report:
     """All records of a run.
 
     Args:
-        experiment, scale, seeds: what was run.
+        experiment, command, scale, seeds: what was run.
         records: of every unit, arms of the first seed first.
     """
 
     experiment: Experiment
+    command: str
     scale: str
     seeds: tuple[int, ...]
     records: tuple[Mapping[str, Any], ...]
@@ -120,9 +121,8 @@ def write_report(report: Report, output: Path) -> None:
     """Write ``results.json``, ``table.md`` and ``figure.png``, each moved into place when complete."""
     from titans.experiments.picture import draw
 
-    command = f"titans experiment {report.experiment.name} --scale {report.scale}"
     results = {
-        "command": f"{command} --seeds {','.join(map(str, report.seeds))} --output {output}",
+        "command": report.command,
         "experiment": report.experiment.name,
         "scale": report.scale,
         "seeds": report.seeds,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +42,7 @@ class Plan:
         experiment: what is run.
         scale: one of ``SCALES``.
         seeds: one unit per arm and seed.
+        inputs: the files that the user gave, by the option's name.
         output: folder of ``units/``, ``runs/``, ``results.json``, ``table.md`` and ``figure.png``.
         units: all units, the arms of the first seed first.
         done: records of the finished ones by name.
@@ -48,9 +51,17 @@ class Plan:
     experiment: Experiment
     scale: str
     seeds: tuple[int, ...]
+    inputs: Mapping[str, Path]
     output: Path
     units: tuple[Unit, ...]
     done: Mapping[str, dict[str, Any]]
+
+    @property
+    def command(self) -> str:
+        """The command that does this."""
+        words = ["titans", "experiment", self.experiment.name, "--scale", self.scale]
+        words += ["--seeds", ",".join(map(str, self.seeds)), "--output", str(self.output)]
+        return shlex.join(words + [word for name, path in self.inputs.items() for word in (f"--{name}", str(path))])
 
 
 def plan(
@@ -88,7 +99,8 @@ def plan(
         if unit.name in done:
             _check_same(_plain(unit), done[unit.name]["settings"], output / "units" / f"{unit.name}.json")
     wanted = {unit.name for unit in units}
-    return Plan(experiment, scale, tuple(seeds), output, units, {name: done[name] for name in done if name in wanted})
+    done = {name: record for name, record in done.items() if name in wanted}
+    return Plan(experiment, scale, tuple(seeds), inputs, output, units, done)
 
 
 def run(work: Plan, console: Console | None = None) -> Report:
@@ -119,7 +131,8 @@ def run(work: Plan, console: Console | None = None) -> Report:
         elapsed = time.perf_counter() - started
         outcome = record.get("failure") or _shown(work.experiment, record["figures"])
         place.say(f"{head}: {outcome}  ({record['seconds']:.0f} s; {_span(elapsed)} so far, about {_span(left)} left)")
-    report = Report(work.experiment, work.scale, work.seeds, tuple(records[unit.name] for unit in work.units))
+    kept = tuple(records[unit.name] for unit in work.units)
+    report = Report(work.experiment, work.command, work.scale, work.seeds, kept)
     write_report(report, work.output)
     return report
 
@@ -128,7 +141,11 @@ def _run_unit(experiment: Experiment, unit: Unit, place: Workplace) -> dict[str,
     began = time.perf_counter()
     outcome: dict[str, Any]
     try:
-        outcome = {"figures": experiment.unit(unit.settings, unit.seed, place)}
+        figures = experiment.unit(unit.settings, unit.seed, place)
+        broken = [name for name, value in figures.items() if not math.isfinite(value)]
+        if broken:
+            raise FloatingPointError(f"{experiment.heading(broken[0])} is {figures[broken[0]]}")
+        outcome = {"figures": figures}
     except FloatingPointError as error:
         outcome = {"figures": {}, "failure": str(error)}
     told = {"experiment": experiment.name, "arm": unit.arm, "seed": unit.seed, "settings": _plain(unit)}

@@ -11,9 +11,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from titans.data import ByteTokenizer
 from titans.experiments.models import match_parameters, parameters
 from titans.experiments.recall import RecallTask
-from titans.experiments.text import TextTask, validation_texts
+from titans.experiments.text import TextTask, validation_streams
 from titans.miras import MLP
 from titans.models import TitansConfig
 from titans.models.config import Variant
@@ -117,14 +118,14 @@ class Comparison(BaseModel):
     recall: RecallTask | None = None
 
 
-def corpus(source: str = "stdlib", data_dir: str | None = None) -> dict[str, Any]:
-    """A data section without its length, after a look at whether the corpus is there.
+def corpus(scale: Scale, source: str = "stdlib", data_dir: str | None = None) -> dict[str, Any]:
+    """A data section without its length, after a look at whether the corpus is there and long enough.
 
     Raises:
-        ValueError, OSError, ImportError: as `titans.data.load_documents`.
+        ValueError, OSError, ImportError: as `titans.experiments.text.validation_streams`.
     """
     section = {"source": source, "data_dir": data_dir}
-    validation_texts(DataSection(length=2, **section))
+    validation_streams(DataSection(length=scale.length, **section), max(scale.lengths), 1, ByteTokenizer())
     return section
 
 

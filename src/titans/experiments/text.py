@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
-from titans.data import TokenDocuments, evaluation_windows, load_documents
+from titans.data import TokenDocuments, Tokenizer, evaluation_windows, load_documents
 from titans.evaluation import MemoryMode, nats_by_position
 from titans.experiments.experiment import Stopped, Workplace
 from titans.experiments.recall import device
@@ -61,26 +62,39 @@ def train_text(task: TextTask, seed: int, place: Workplace) -> Path:
 
 def bits_by_position(
     model_dir: Path, data: DataSection, length: int, windows: int, memory: MemoryMode = "on"
-) -> torch.Tensor:
+) -> Tensor:
     """Bits per byte at every position of validation streams.
 
     Args:
         model_dir: a saved model, its tokenizer beside it.
-        data: the corpus.
-        length: tokens of a stream.
-        windows: streams, evenly spread over the validation split; fewer if it holds fewer.
+        data, length, windows: see `validation_streams`.
         memory: as `titans.evaluation.nats_by_position`, "reset" at every segment of the model.
 
     Returns:
         float64 ``[length - 1]``; entry t is the cost of token t + 1.
     """
-    documents = TokenDocuments.from_texts(validation_texts(data), load_saved_tokenizer(model_dir))
-    streams = evaluation_windows(documents, length, windows)
-    ids = torch.stack([streams[i]["input_ids"] for i in range(len(streams))]).to(device())
+    ids, bytes_per_token = validation_streams(data, length, windows, load_saved_tokenizer(model_dir))
     model = load_model(model_dir).to(device())
-    batches = ids.split(max(1, READ_AT_ONCE // length))
+    batches = ids.to(device()).split(max(1, READ_AT_ONCE // length))
     nats = nats_by_position(model, batches, segment=model.config.segment, memory=memory)
-    return nats.cpu() / (math.log(2) * documents.bytes_per_token)
+    return nats.cpu() / (math.log(2) * bytes_per_token)
+
+
+def validation_streams(data: DataSection, length: int, windows: int, tokenizer: Tokenizer) -> tuple[Tensor, float]:
+    """Streams of the validation split, int64 ``[windows, length]``, and the bytes of its mean token.
+
+    Args:
+        data: the corpus.
+        length: tokens of a stream.
+        windows: streams, evenly spread over the split; fewer if it holds fewer.
+        tokenizer: the model's.
+
+    Raises:
+        ValueError, OSError, ImportError: as `titans.data.load_documents`, or the split is shorter than one stream.
+    """
+    documents = TokenDocuments.from_texts(validation_texts(data), tokenizer)
+    streams = evaluation_windows(documents, length, windows)
+    return torch.stack([streams[i]["input_ids"] for i in range(len(streams))]), documents.bytes_per_token
 
 
 def validation_texts(data: DataSection) -> list[str]:
