@@ -6,7 +6,7 @@ from pathlib import Path
 
 from titans.experiments.experiment import Experiment
 from titans.experiments.measure import COLUMNS, measure
-from titans.experiments.scales import SCALES, Comparison, comparison, corpus
+from titans.experiments.scales import SCALES, Comparison, corpus, text_task
 from titans.miras import GradientDescent, Matrix, MirasConfig, SphereRetention
 
 # Perplexity on text, Titans Table 5.
@@ -35,8 +35,11 @@ def arms(scale: str, data: Path | None = None) -> dict[str, Comparison]:
         "no-norm-wrapper": {"miras": rule.model_copy(update={"architecture": unwrapped})},
         "sphere": {"miras": rule.model_copy(update={"retention": SphereRetention()})},
     }
-    found = {name: comparison(size, "LMM", text, **{"miras": rule, **change}) for name, change in changes.items()}
-    return {name: arm.model_copy(update={"recall": None}) for name, arm in found.items()}
+    found = {}
+    for name, change in changes.items():
+        task = text_task(size, "LMM", text, **{"miras": rule, **change})
+        found[name] = Comparison(text=task.model_copy(update={"lengths": (size.length,)}))
+    return found
 
 
 EXPERIMENT = Experiment(

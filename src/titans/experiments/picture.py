@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -32,12 +33,17 @@ def draw_panels(figure: Figure, experiment: Experiment, summary: Summary) -> Non
     present = {name for figures in summary.values() for name in figures}
     kinds = [kind for kind in experiment.columns if kind != "parameters" and any(_at(name, kind) for name in present)]
     figure.set_size_inches(PANEL[0] * max(1, len(kinds)), PANEL[1])
+    lines: dict[str, Any] = {}
     for place, kind in enumerate(kinds):
         axes = figure.add_subplot(1, len(kinds), place + 1)
         if len([name for name in present if _at(name, kind)]) > 1:
             draw_lines(axes, experiment, summary, kind)
+            handles, labels = axes.get_legend_handles_labels()
+            lines.update(zip(labels, handles))
         else:
             draw_dots(axes, experiment, summary, next(name for name in present if _at(name, kind)))
+    if lines:
+        figure.legend(lines.values(), lines, loc="outside right upper", fontsize=8)
 
 
 def draw_lines(axes: Axes, experiment: Experiment, summary: Summary, kind: str) -> None:
@@ -50,7 +56,8 @@ def draw_lines(axes: Axes, experiment: Experiment, summary: Summary, kind: str) 
             ticks.update(xs)
             middle = [spread.median for spread in spreads]
             reach = [[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]]
-            axes.errorbar(xs, middle, reach, label=arm, marker=MARKERS[place % len(MARKERS)], ms=5, lw=1.4, capsize=3)
+            look = {"color": f"C{place % 10}", "marker": MARKERS[place % len(MARKERS)], "ms": 5, "lw": 1.4}
+            axes.errorbar(xs, middle, reach, label=arm, capsize=3, **look)
     if min(ticks) > 0 and max(ticks) >= 4 * min(ticks):
         axes.set_xscale("log", base=2)
     axes.set_xticks(sorted(ticks), [f"{tick:,g}" for tick in sorted(ticks)])
@@ -59,7 +66,6 @@ def draw_lines(axes: Axes, experiment: Experiment, summary: Summary, kind: str) 
     axes.set(ylabel=column.title, xlabel=column.over)
     axes.yaxis.set_major_formatter(_formatter(column.form))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
 
 
 def draw_dots(axes: Axes, experiment: Experiment, summary: Summary, name: str) -> None:

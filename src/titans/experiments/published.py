@@ -9,7 +9,7 @@ from pathlib import Path
 from titans.data import TokenDocuments
 from titans.experiments.experiment import Column, Experiment, Figures, Workplace
 from titans.experiments.measure import COLUMNS, measure
-from titans.experiments.scales import SCALES, Comparison, comparison, corpus, equal_size
+from titans.experiments.scales import SCALES, Comparison, corpus, equal_size, text_task
 from titans.experiments.text import validation_texts
 from titans.models.config import Variant
 from titans.training.data import load_tokenizer
@@ -30,8 +30,7 @@ def arms_on(source: str, names: tuple[str, ...]) -> Callable[..., dict[str, Comp
             raise ValueError(f"--data: {data} neither is nor holds {' or '.join(names)}")
         size = SCALES[scale]
         text = corpus(size, source, None if data is None else str(data))
-        found = {variant: comparison(size, variant, text) for variant in VARIANTS}
-        found = {name: arm.model_copy(update={"recall": None}) for name, arm in found.items()}
+        found = {variant: Comparison(text=text_task(size, variant, text)) for variant in VARIANTS}
         return equal_size(found, like="MAC")
 
     return arms
