@@ -160,7 +160,7 @@ def test_the_command(corpus, tmp_path, capsys, monkeypatch):
     words = ["experiment", "memory-architecture", "--data", str(corpus), "--output", str(tmp_path / "out")]
     assert main([*words, "--seeds", "0,1", "--threads", "1"]) == 0
     shown = capsys.readouterr()
-    assert "matrix" in shown.out and "MQAR accuracy, length 32" in shown.out and str(tmp_path / "out") in shown.out
+    assert "matrix" in shown.out and "MQAR, length 32" in shown.out and str(tmp_path / "out") in shown.out
     assert "[2/2] matrix, seed 1" in shown.err
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "units", "runs", "results.json", "table.md", "figure.png",

@@ -10,8 +10,8 @@ from titans.experiments.text import bits_by_position, train_text
 
 COLUMNS = {
     "bits_per_byte": Column("bits per byte", ".3f", over="length"),
-    "mqar_accuracy": Column("MQAR accuracy", ".1%", over="length"),
-    "parameters": Column("parameters (text)", ",.0f"),
+    "mqar_accuracy": Column("MQAR", ".1%", over="length"),
+    "parameters": Column("parameters", ",.0f"),
 }
 
 

@@ -99,7 +99,7 @@ def rich_table(report: Report) -> Table:
     headings, *rows = report.rows()
     table = Table(title=report.legend)
     for place, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if place else "left")
+        table.add_column(heading, justify="right" if place else "left", no_wrap=not place)
     for row in rows:
         table.add_row(*row)
     return table

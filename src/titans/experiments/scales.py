@@ -15,7 +15,7 @@ from titans.data import ByteTokenizer
 from titans.experiments.models import match_parameters, parameters
 from titans.experiments.recall import RecallTask
 from titans.experiments.text import TextTask, validation_streams
-from titans.miras import MLP
+from titans.miras import MLP, MirasConfig
 from titans.models import TitansConfig
 from titans.models.config import Variant
 from titans.training import TrainConfig
@@ -52,6 +52,11 @@ class Scale(BaseModel):
     def mlp(self) -> MLP:
         """The memory network of arms that do not choose one themselves."""
         return MLP(expansion=self.expansion)
+
+    @property
+    def rule(self) -> MirasConfig:
+        """The memory rule of arms that do not choose one themselves."""
+        return MirasConfig.steady(self.mlp)
 
 
 CHUNKS = {"chunk_size": 16, "segment_len": 64, "window": 64}
@@ -131,7 +136,8 @@ def corpus(scale: Scale, source: str = "stdlib", data_dir: str | None = None) ->
 
 def text_task(scale: Scale, variant: Variant, data: Mapping[str, Any], **changes: Any) -> TextTask:
     """A text task of this scale; ``changes`` are fields of its model."""
-    fields = {"vocab_size": 256, "max_seq_len": scale.length, "lr": scale.training["lr"], **scale.text_model, **changes}
+    fields = {"vocab_size": 256, "max_seq_len": scale.length, "lr": scale.training["lr"], "miras": scale.rule}
+    fields = {**fields, **scale.text_model, **changes}
     preset = scale.preset
     model = TitansConfig.preset(preset, variant, **fields) if preset else TitansConfig(variant=variant, **fields)
     sections = {"model": model.to_dict(), "data": {**data, "length": scale.length}, "training": scale.training}
@@ -140,7 +146,9 @@ def text_task(scale: Scale, variant: Variant, data: Mapping[str, Any], **changes
 
 def recall_task(scale: Scale, variant: Variant, **changes: Any) -> RecallTask:
     """A recall task of this scale; ``changes`` are fields of its model."""
-    return RecallTask(model=TitansConfig(variant=variant, **{**scale.recall_model, **changes}), **scale.recall)
+    return RecallTask(
+        model=TitansConfig(variant=variant, **{"miras": scale.rule, **scale.recall_model, **changes}), **scale.recall
+    )
 
 
 def comparison(scale: Scale, variant: Variant, data: Mapping[str, Any], **changes: Any) -> Comparison:
