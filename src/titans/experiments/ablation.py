@@ -21,6 +21,7 @@ PAPER = {
 
 
 def arms(scale: str, data: Path | None = None) -> dict[str, Comparison]:
+    """The LMM, and the LMM with one change; sizes are as they come."""
     size = SCALES[scale]
     text = corpus(size, str(data or "stdlib"))
     rule = MirasConfig.titans(architecture=size.mlp)

@@ -47,6 +47,7 @@ class Buckets(BaseModel):
 
 
 def arms(scale: str, data: Path | None = None, model: Path | None = None) -> dict[str, Buckets]:
+    """The given model, or an LMM and a MAC to be trained."""
     size = SCALES[scale]
     text = corpus(size, str(data or "stdlib"))
     length = max(size.lengths)
@@ -68,6 +69,7 @@ def _check_model(folder: Path, data: DataSection, length: int, windows: int) -> 
 
 
 def unit(settings: Buckets, seed: int, place: Workplace) -> Figures:
+    """Bits per byte in every bucket of positions with the memory on, reset and off; trains the model if it must."""
     folder = settings.model
     if settings.task is not None:
         folder = train_text(settings.task, seed, place)

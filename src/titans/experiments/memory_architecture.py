@@ -11,6 +11,7 @@ from titans.miras import GatedMLP, Matrix, MirasConfig, Vector
 
 
 def arms(scale: str, data: Path | None = None) -> dict[str, Comparison]:
+    """The four networks under the steady rule, all of the size of the MLP."""
     size = SCALES[scale]
     text = corpus(size, str(data or "stdlib"))
     # A gated MLP has three maps where an MLP has two.

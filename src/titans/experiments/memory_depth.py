@@ -20,6 +20,7 @@ def expansion(depth: int, like: float) -> float:
 
 
 def arms(scale: str, data: Path | None = None) -> dict[str, Comparison]:
+    """Depths 1 to 4 under the steady rule and a sliding window, all of the size of depth 2."""
     size = SCALES[scale]
     text = corpus(size, str(data or "stdlib"))
     found = {}

@@ -15,6 +15,7 @@ BASELINES: tuple[Variant, ...] = ("swa", "transformer")
 
 
 def arms(scale: str, data: Path | None = None) -> dict[str, Comparison]:
+    """The five rules with the scale's MLP, and the baselines, all of the size of the first."""
     size = SCALES[scale]
     text = corpus(size, str(data or "stdlib"))
     found = {}
