@@ -2,6 +2,7 @@
 
 import typer
 
+from titans.cli.experiment import experiment
 from titans.cli.generate import generate
 from titans.cli.info import info
 from titans.cli.train import train
@@ -14,5 +15,5 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (train, generate, info):
+for command in (train, generate, info, experiment):
     app.command()(command)

@@ -65,11 +65,11 @@ def check_folder(config: TrainConfig, resume: bool) -> tuple[Path, int] | None:
     # A run that was killed after its last step still has its model to write.
     if found[1] > config.training.steps or (found[1] == config.training.steps and (output_dir / MODEL_DIR).exists()):
         raise ConfigError(f"training.steps: the run in {output_dir} already reached step {found[1]}")
-    _check_same(config, output_dir / CONFIG_FILE)
+    check_same(config, output_dir / CONFIG_FILE)
     return found
 
 
-def _check_same(config: TrainConfig, path: Path) -> None:
+def check_same(config: TrainConfig, path: Path) -> None:
     """Refuse to resume with a setting that would change what is computed."""
     before = TrainConfig.parse(read_mapping(path), origin=str(path)).model_dump(mode="json")
     now = config.model_dump(mode="json")

@@ -1,0 +1,102 @@
+"""Multi-query associative recall (MQAR): train a small model on it, score it at any length."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from titans.data import mqar_accuracy, mqar_batch
+from titans.models import TitansConfig, TitansModel, build_model
+from titans.training import build_optimizer, get_cosine_schedule_with_warmup
+
+SCORING_SEED = 10_000  # far from the seeds of training, so that no run has seen these samples
+SCORING_TOKENS = 2**15  # read at once
+
+
+class RecallTask(BaseModel):
+    """An MQAR model and how it is trained and scored.
+
+    Args:
+        model: the model; its vocabulary is the task's.
+        length: tokens of a training sample, ≥ 4 · pairs.
+        pairs: key-value pairs in a sample.
+        steps, batch_size, lr, warmup_steps: AdamW with a cosine, ``batch_size`` fresh samples a step.
+        lengths: where accuracy is scored, the same pairs in longer texts.
+        samples: fresh samples scored per length.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: TitansConfig
+    length: int = 64
+    pairs: int = 6
+    steps: int = Field(default=300, ge=1)
+    batch_size: int = 32
+    lr: float = 4e-3
+    warmup_steps: int = 30
+    lengths: tuple[int, ...] = (64, 256, 1024)
+    samples: int = 256
+
+
+def device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def train_recall(
+    task: RecallTask, seed: int, say: Callable[[str], object] = print
+) -> tuple[TitansModel, dict[str, Any]]:
+    """Train from scratch on fresh samples.
+
+    Args:
+        task: what to train.
+        seed: of the initial weights and of the samples.
+        say: shown a line every 50 steps.
+
+    Returns:
+        The model, and what its training looked like: ``seconds``, ``losses`` in nats per query and gradient norms
+        before clipping at 1, one per step.
+
+    Raises:
+        FloatingPointError: the loss or a gradient is not finite; the message names the step.
+    """
+    torch.manual_seed(seed)
+    model = build_model(task.model).to(device())
+    optimizer = build_optimizer(model, lr=task.lr)
+    schedule = get_cosine_schedule_with_warmup(optimizer, task.warmup_steps, task.steps)
+    random = torch.Generator().manual_seed(seed)
+    losses, norms = [], []
+    started = time.perf_counter()
+    for step in range(1, task.steps + 1):
+        ids, labels = mqar_batch(task.batch_size, task.length, task.pairs, task.model.vocab_size, random, device())
+        loss = model(ids, labels=labels).loss
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
+        losses.append(loss.item())
+        if not (math.isfinite(losses[-1]) and math.isfinite(norms[-1])):
+            raise FloatingPointError(f"MQAR step {step}: loss {losses[-1]}, gradient norm {norms[-1]}")
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        if step % 50 == 0:
+            say(f"  MQAR step {step}/{task.steps}  loss {losses[-1]:.3f}")
+    return model, {"seconds": time.perf_counter() - started, "losses": losses, "gradient_norms": norms}
+
+
+@torch.no_grad()
+def score_recall(model: TitansModel, task: RecallTask, length: int) -> float:
+    """Share of queries answered right at ``length`` tokens, on samples that no training run sees."""
+    model.eval()
+    random = torch.Generator().manual_seed(SCORING_SEED)
+    rows = max(1, SCORING_TOKENS // length)
+    right = 0.0
+    for start in range(0, task.samples, rows):
+        count = min(rows, task.samples - start)
+        ids, labels = mqar_batch(count, length, task.pairs, task.model.vocab_size, random, device())
+        right += count * mqar_accuracy(model(ids).logits, labels)
+    return right / task.samples

@@ -1,0 +1,106 @@
+"""A text model as part of a unit: trained once, gone on with after a break, measured from its saved weights."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from titans.data import TokenDocuments, Tokenizer, evaluation_windows, load_documents
+from titans.evaluation import MemoryMode, nats_by_position
+from titans.experiments.experiment import Stopped, Workplace
+from titans.experiments.recall import device
+from titans.models import load_model
+from titans.training import TrainConfig
+from titans.training.checkpoints import CONFIG_FILE, MODEL_DIR, check_same, last_checkpoint
+from titans.training.config import DataSection
+from titans.training.data import load_saved_tokenizer
+
+READ_AT_ONCE = 2**14  # tokens
+
+
+class TextTask(BaseModel):
+    """A text model, how it is trained, and where its loss is measured.
+
+    Args:
+        run: the training run; its output folder and seed are the unit's.
+        lengths: bits per byte are measured over this many first bytes of a validation stream; any increasing numbers.
+        windows: validation streams of the largest length.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run: TrainConfig
+    lengths: tuple[int, ...]
+    windows: int
+
+
+def train_text(task: TextTask, seed: int, place: Workplace) -> Path:
+    """Train, from the last checkpoint if there is one, not at all if the model is there. Returns the model's folder.
+
+    Raises:
+        ConfigError: unusable data, or a run of other settings in the unit's folder.
+        Stopped: a signal came; a checkpoint is saved.
+        NonFiniteError: the loss or a gradient became non-finite.
+    """
+    from titans.training.run import train  # transformers takes seconds to import
+
+    folder = place.folder / "text"
+    changes = {"output_dir": str(folder), "seed": seed}
+    config = task.run.model_copy(update={"training": task.run.training.model_copy(update=changes)})
+    if (folder / MODEL_DIR).exists():
+        check_same(config, folder / CONFIG_FILE)
+        return folder / MODEL_DIR
+    result = train(config, resume=last_checkpoint(folder) is not None, console=place.console)
+    if result.model_dir is None:
+        raise Stopped(result.signal or 0)
+    return result.model_dir
+
+
+def bits_by_position(
+    model_dir: Path, data: DataSection, length: int, windows: int, memory: MemoryMode = "on"
+) -> Tensor:
+    """Bits per byte at every position of validation streams.
+
+    Args:
+        model_dir: a saved model, its tokenizer beside it.
+        data, length, windows: see `validation_streams`.
+        memory: as `titans.evaluation.nats_by_position`, "reset" at every segment of the model.
+
+    Returns:
+        float64 ``[length - 1]``; entry t is the cost of token t + 1.
+    """
+    ids, bytes_per_token = validation_streams(data, length, windows, load_saved_tokenizer(model_dir))
+    model = load_model(model_dir).to(device())
+    batches = ids.to(device()).split(max(1, READ_AT_ONCE // length))
+    nats = nats_by_position(model, batches, segment=model.config.segment, memory=memory)
+    return nats.cpu() / (math.log(2) * bytes_per_token)
+
+
+def validation_streams(data: DataSection, length: int, windows: int, tokenizer: Tokenizer) -> tuple[Tensor, float]:
+    """Streams of the validation split, int64 ``[windows, length]``, and the bytes of its mean token.
+
+    Args:
+        data: the corpus.
+        length: tokens of a stream.
+        windows: streams, evenly spread over the split; fewer if it holds fewer.
+        tokenizer: the model's.
+
+    Raises:
+        ValueError, OSError, ImportError: as `titans.data.load_documents`, or the split is shorter than one stream.
+    """
+    documents = TokenDocuments.from_texts(validation_texts(data), tokenizer)
+    streams = evaluation_windows(documents, length, windows)
+    return torch.stack([streams[i]["input_ids"] for i in range(len(streams))]), documents.bytes_per_token
+
+
+def validation_texts(data: DataSection) -> list[str]:
+    """The documents of the validation split.
+
+    Raises:
+        ValueError, OSError, ImportError: as `titans.data.load_documents`.
+    """
+    return load_documents(data.source, "validation", text_field=data.text_field, data_dir=data.data_dir)
