@@ -1,7 +1,7 @@
 """Associative recall of vectors: the memory rule alone, without a language model around it.
 
-A stream shows pairs (k_t, v_t) one after the other. After every write the memory is asked for the value of a key that it
-has seen; the answer counts if the right value is the nearest of all candidates. The rule's slow parameters (A_0, gates
+A stream shows pairs (k_t, v_t) one after the other. After every write the memory is asked for the value of a key that
+it has seen; the answer counts if the right value is the nearest of all candidates. The slow parameters (A_0, gates
 as constants, the norm) are learned on short streams; all else about a task is how it draws its streams.
 
 Legend: B streams, T tokens, D width, N candidates.
