@@ -118,12 +118,13 @@ class NeuralMemoryConfig(_Config):
         momentum: past surprise S_t = η_t S_{t-1} - θ_t g_t, on or off; None as the variant says: DEFAULT has it, YAAD,
             MONETA and MEMORA have none in their paper, and are far steadier without.
         max_lr: cap of the step on a loss averaged over a head's channels, as the original's is; ``titans`` sums, so
-            its ``theta_max`` is max_lr / (dim / heads). At 1 that is the cap ``titans`` itself takes.
+            its ``theta_max`` is max_lr / (dim / heads), times its rule's ``pace``.
+            At 1 that is the cap ``titans`` itself takes.
         batch_size, chunk_size, segment_len: the memory's chunk, after which gradients are taken anew, is the first
             that is given (a chunk_size of 1 counts as not given), else ``TransformerConfig.segment_len``. Gates act
             per token whatever it is.
         init_adaptive_step_bias, init_momentum_bias, init_decay_bias: the gate starts as this number's sigmoid, the
-            same for every token; None for the start of ``titans``, but ``START_OF_DECAY`` for the decay.
+            same for every token; None for the start of ``titans``.
         miras: wins over ``TransformerConfig.miras``.
     """
 
@@ -285,6 +286,7 @@ class TransformerConfig(_Config):
         Dividing Memora's A by a temperature is, exactly, to divide its steps and its A_0: the first happens here.
         """
         memory = self.neural_mem
+        rule = self.rule.to_titans(memory.network, memory.momentum)
         return TitansConfig(
             variant="MAC",
             vocab_size=self.num_tokens,
@@ -297,7 +299,7 @@ class TransformerConfig(_Config):
             ffn_mult=self.ff_mult,
             chunk_size=memory.chunk(self.segment_len),
             segment_len=self.segment_len,
-            miras=self.rule.to_titans(memory.network, memory.momentum),
-            theta_max=memory.max_lr * memory.heads / self.dim / self.rule.temperature,
+            miras=rule,
+            theta_max=memory.max_lr * rule.pace * memory.heads / self.dim / self.rule.temperature,
             tie_embeddings=False,
         )

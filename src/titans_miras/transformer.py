@@ -13,11 +13,6 @@ from titans.models import ModelState, build_model
 from titans.models.generation import sample
 from titans_miras.config import TransformerConfig
 
-# α = 0.0003. The 0.02 that titans starts with is meant for a rule that keeps the weights' norm: under weight decay it
-# would empty an untrained memory within some hundred tokens, and a layer norm of nearly nothing has a gradient of
-# nearly infinity (docs/from_python_titans_miras.md).
-START_OF_DECAY = -8.0
-
 
 def min_p_filter(logits: Tensor, min_p: float = 0.1) -> Tensor:
     """Rule out, in logits [B, V], every token less than ``min_p`` times as likely as the likeliest (2407.01082)."""
@@ -62,7 +57,6 @@ class MACTransformer(nn.Module):
             weight /= self.config.rule.temperature
         given = self.config.neural_mem
         gates = memory.gates.up  # rows [θ | η | α], one per head each
-        gates.bias[-memory.n_heads :] = START_OF_DECAY
         biases = [given.init_adaptive_step_bias, given.init_momentum_bias, given.init_decay_bias]
         if not memory.miras.algorithm.momentum:
             del biases[1]

@@ -65,7 +65,7 @@ class NeuralMemory(nn.Module):
         miras: the four choices; default ``MirasConfig.steady()``.
         conv_kernel: kernel of the convolution after each projection; 0 for none.
         qkv_activation: "none" or "silu" after the convolution.
-        theta_max: cap of the step size; default 1/D, less for rules whose errors are larger (``Bias.pace``).
+        theta_max: cap of the step size; default ``miras.pace`` / D, which is 1/D for the Titans rule.
 
     Attributes:
         engine: "chunked"; set it to "compiled" to run whole chunks through ``torch.compile``.
@@ -109,8 +109,7 @@ class NeuralMemory(nn.Module):
         self.use_decay = use_decay is not False
         self.engine: Engine = "chunked"
         self.qkv_activation = qkv_activation
-        pace = self.miras.bias.pace * self.miras.retention.pace
-        self.theta_max = pace / self.head_dim if theta_max is None else theta_max
+        self.theta_max = self.miras.pace / self.head_dim if theta_max is None else theta_max
 
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
         self.conv = ShortConvolution(3 * d_model, conv_kernel) if conv_kernel else None

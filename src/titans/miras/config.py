@@ -43,6 +43,11 @@ class MirasConfig(BaseModel):
             )
         return self
 
+    @property
+    def pace(self) -> float:
+        """A layer's default cap of θ times its head width D: 1 for the Titans rule."""
+        return self.bias.pace * self.retention.pace
+
     @classmethod
     def steady(cls, architecture: Network | None = None) -> MirasConfig:
         """The default of layers and models: the Titans rule with norm-preserving retention; it lasts."""
