@@ -5,7 +5,17 @@ A new experiment is a file here that defines an `Experiment`, and its place in t
 
 from typing import Any
 
-from titans.experiments import ablation, eval_perplexity, memory_architecture, memory_depth, miras_variants, published
+from titans.experiments import (
+    ablation,
+    collisions,
+    eval_perplexity,
+    memory_architecture,
+    memory_depth,
+    miras_variants,
+    outliers,
+    published,
+    shift,
+)
 from titans.experiments.experiment import Column, Experiment, Figures, Stopped, Workplace
 from titans.experiments.report import Report, rich_table
 from titans.experiments.runner import plan, run
@@ -21,6 +31,9 @@ EXPERIMENTS: dict[str, Experiment[Any]] = {
         published.TRAIN_ENWIK8,
         published.TRAIN_WIKITEXT,
         eval_perplexity.EXPERIMENT,
+        outliers.EXPERIMENT,
+        collisions.EXPERIMENT,
+        shift.EXPERIMENT,
     )
 }
 

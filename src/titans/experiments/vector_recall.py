@@ -11,18 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from titans.miras import MirasConfig
+from titans.experiments.experiment import Figures, Workplace
+from titans.miras import MLP, MirasConfig
 from titans.ops.memory import default_steps, memory_scan
 
 
 @dataclass(frozen=True)
 class Streams:
-    """Keys and queries [B, T, D] of unit length, values shown [B, T, D], candidates [B, N, D], answers [B, T]."""
+    """Keys and queries [B, T, D] of unit length, values shown [B, T, D]; P phases of T / P tokens with candidates
+    [B, P, N, D] of their own; answers [B, T], numbers of a candidate of the token's phase."""
 
     keys: Tensor
     values: Tensor
@@ -31,7 +35,13 @@ class Streams:
     answers: Tensor
 
 
-Draw = Callable[[torch.Generator], Streams]
+# Fields of a task at each scale, and the memory network of its rules.
+STUDY: dict[str, dict[str, Any]] = {
+    "tiny": {"steps": 300, "batch": 16, "network": MLP(expansion=2)},
+    "small": {"steps": 1000, "network": MLP(expansion=2)},
+    "medium": {"steps": 2000, "width": 64, "count": 64, "tokens": 512, "network": MLP(expansion=4)},
+    "large": {"steps": 5000, "width": 128, "count": 256, "tokens": 2048, "network": MLP(expansion=4)},
+}
 
 
 class VectorMemory(nn.Module):
@@ -50,7 +60,7 @@ class VectorMemory(nn.Module):
         shapes = rule.architecture.shapes(width)
         plain = [torch.randn(1, *shape) * (shape[-1] ** -0.5 if len(shape) == 2 else 1) for shape in shapes]
         self.weights = nn.ParameterList(rule.retention.initial(w) for w in plain)
-        self.log_theta = nn.Parameter(torch.tensor(0.5 / width).log())
+        self.log_theta = nn.Parameter(torch.tensor(0.5 * rule.pace / width).log())
         self.eta = nn.Parameter(torch.tensor(0.0)) if rule.algorithm.momentum else None
         self.alpha = nn.Parameter(torch.tensor(-4.0)) if use_decay else None
         self.log_delta = nn.Parameter(torch.tensor(0.0)) if rule.bias.learned_delta else None
@@ -79,26 +89,62 @@ class VectorMemory(nn.Module):
             delta=None if self.log_delta is None else gate(self.log_delta.exp()),
             steps=None if self.log_steps is None else tuple(s.exp() for s in self.log_steps),
         )  # fmt: skip
-        distance = (found - streams.candidates.unsqueeze(1)).square().mean(-1) if found.shape[2] == 1 else None
-        assert distance is not None  # one head, which broadcasts against the candidates
-        return -distance * self.log_temperature.exp() * width**0.5
+        # The nearest candidate: ‖f‖² is common to all.
+        reads = found.squeeze(2).unflatten(1, (streams.candidates.shape[1], -1))
+        closeness = 2 * reads @ streams.candidates.mT - streams.candidates.square().sum(-1).unsqueeze(2)
+        return closeness.flatten(1, 2) * self.log_temperature.exp() / width**0.5
 
 
-def train(memory: VectorMemory, draw: Draw, steps: int, seed: int, lr: float = 0.01) -> list[float]:
-    """Learn the slow parameters on fresh streams; returns the losses.
+Condition = dict[str, Any]  # arguments of `pairs`
+
+
+class VectorTask(BaseModel):
+    """One rule on this task.
+
+    Attributes:
+        rule: the four choices.
+        use_decay: with a forgetting gate?
+        width, count: D, and pairs that a stream holds at a time.
+        chunk_size: C.
+        batch, tokens, steps, lr: of training; T is the length of its streams.
+        trained_on: conditions of ``pairs`` that training draws from, batch by batch.
+        tested_on: conditions by the word that the figure carries.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rule: MirasConfig
+    use_decay: bool = True
+    width: int = 32
+    count: int = 16
+    chunk_size: int = 16
+    batch: int = 32
+    tokens: int = 128
+    steps: int = 250
+    lr: float = 0.01
+    trained_on: tuple[Condition, ...]
+    tested_on: dict[str, Condition]
+
+
+def learn(task: VectorTask, seed: int, say: Callable[[str], None]) -> VectorMemory:
+    """Train a memory's slow parameters on fresh streams.
 
     Raises:
         FloatingPointError: the loss is no longer finite.
     """
+    torch.manual_seed(seed)
+    memory = VectorMemory(task.rule, task.width, task.chunk_size, task.use_decay)
     random = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(memory.parameters(), lr=lr, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / 20, 2 * (1 - step / steps))
-    )
-    losses = []
-    for step in range(steps):
-        streams = draw(random)
-        loss = F.cross_entropy(memory(streams).flatten(0, 1), streams.answers.flatten(), ignore_index=-100)
+    optimizer = torch.optim.Adam(memory.parameters(), lr=task.lr, betas=(0.9, 0.95))
+
+    def rate(step: int) -> float:
+        return min(1.0, (step + 1) / 20, 2 * (1 - step / task.steps))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    for step in range(task.steps):
+        condition = task.trained_on[int(torch.randint(len(task.trained_on), (1,), generator=random))]
+        streams = pairs(random, task.batch, task.tokens, task.count, task.width, **condition)
+        loss = F.cross_entropy(memory(streams).flatten(0, 1), streams.answers.flatten())
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss is not finite at step {step}")
         optimizer.zero_grad()
@@ -106,21 +152,30 @@ def train(memory: VectorMemory, draw: Draw, steps: int, seed: int, lr: float = 0
         nn.utils.clip_grad_norm_(memory.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        losses.append(loss.item())
-    return losses
+        if (step + 1) % 100 == 0:
+            say(f"  step {step + 1}/{task.steps}  loss {loss.item():.3f}")
+    return memory
 
 
 @torch.no_grad()
-def accuracy(memory: VectorMemory, draw: Draw, seed: int, batches: int = 4) -> Tensor:
-    """Share of right answers after every token, [T]; NaN where nothing was asked."""
-    random = torch.Generator().manual_seed(seed)
-    right = asked = torch.zeros(())
+def accuracy(memory: VectorMemory, task: VectorTask, tokens: int, batches: int, **condition: Any) -> Tensor:
+    """Share of right answers after every token, [T], on streams that no training sees."""
+    random = torch.Generator().manual_seed(10_000)
+    right = torch.zeros(tokens)
     for _ in range(batches):
-        streams = draw(random)
-        known = streams.answers != -100
-        right = right + ((memory(streams).argmax(-1) == streams.answers) & known).sum(0)
-        asked = asked + known.sum(0)
-    return right / asked
+        streams = pairs(random, task.batch, tokens, task.count, task.width, **condition)
+        right += (memory(streams).argmax(-1) == streams.answers).float().mean(0)
+    return right / batches
+
+
+def recall_unit(task: VectorTask, seed: int, place: Workplace) -> Figures:
+    """Accuracy in the second half of a stream of the training length, under every condition tested."""
+    memory = learn(task, seed, place.say)
+    half = task.tokens // 2
+    return {
+        f"accuracy@{word}": accuracy(memory, task, task.tokens, 8, **condition)[half:].mean().item()
+        for word, condition in task.tested_on.items()
+    }
 
 
 def pairs(
@@ -136,13 +191,13 @@ def pairs(
         outliers: share of shown values that are replaced by noise ten times their size.
         noise: standard deviation of noise on the keys shown, relative to their length.
         similarity: cosine between the keys, the same for any two; 0 for independent keys.
-        shift: after so many tokens all pairs are replaced by new ones; None: never.
+        shift: after so many tokens, a divisor of T, all pairs are replaced by new ones; None: never.
     """
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=random)
 
-    phases = 1 if shift is None else -(-tokens // shift)
+    phases = 1 if shift is None else tokens // shift
     common = normal(batch, phases, 1, width) * similarity**0.5
     keys = F.normalize(common + normal(batch, phases, count, width) * (1 - similarity) ** 0.5, dim=-1)
     values = normal(batch, phases, count, width)
@@ -155,14 +210,7 @@ def pairs(
     if outliers:
         hit = torch.rand(batch, tokens, 1, generator=random) < outliers
         seen_values = torch.where(hit, 10 * normal(*seen_values.shape), seen_values)
-    asked = _asked(random, shown, phase)
-    answers = torch.where(asked >= 0, phase * count + asked, -100)
-    return Streams(seen_keys, seen_values, keys[rows, phase, asked.clamp(min=0)], values.flatten(1, 2), answers)
-
-
-def _asked(random: torch.Generator, shown: Tensor, phase: Tensor) -> Tensor:
-    """A pair shown earlier in the same phase, at random, [B, T]."""
-    batch, tokens = shown.shape
-    first = torch.searchsorted(phase, phase)  # first token of the phase
-    back = torch.rand(batch, tokens, generator=random) * (torch.arange(tokens) - first + 1)
-    return shown.gather(1, torch.arange(tokens) - back.long())
+    # A pair shown earlier in the same phase, at random: the token itself, or one before it.
+    back = (torch.rand(batch, tokens, generator=random) * (torch.arange(tokens) % (shift or tokens) + 1)).long()
+    asked = shown.gather(1, torch.arange(tokens) - back)
+    return Streams(seen_keys, seen_values, keys[rows, phase, asked], values, asked)
