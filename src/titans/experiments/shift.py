@@ -10,7 +10,7 @@ from titans.experiments.experiment import Column, Experiment, Figures, Workplace
 from titans.experiments.vector_recall import STUDY, VectorTask, accuracy, learn
 from titans.miras import MirasConfig
 
-SHIFT, TRAINED, READ = 64, 256, 16_384
+SHIFT, TRAINED, POINTS = 64, 256, (256, 1024, 4096, 16_384)
 RULES = ("titans", "steady", "yaad", "moneta", "memora")
 
 
@@ -27,12 +27,11 @@ def arms(scale: str) -> dict[str, VectorTask]:
 
 
 def unit(task: VectorTask, seed: int, place: Workplace) -> Figures:
-    """Accuracy over the four phases that end at the training length and at powers of four times it."""
+    """Accuracy over the last ``TRAINED`` tokens before each of ``POINTS``."""
     memory = learn(task, seed, place.say)
     small = task.model_copy(update={"batch": 8})
-    right = accuracy(memory, small, READ, 2, shift=SHIFT)
-    ends = [TRAINED * 4**i for i in range(4)]
-    return {f"accuracy@{end}": right[end - TRAINED : end].mean().item() for end in ends}
+    right = accuracy(memory, small, max(POINTS), 2, shift=SHIFT)
+    return {f"accuracy@{end}": right[end - TRAINED : end].mean().item() for end in POINTS}
 
 
 EXPERIMENT = Experiment(
