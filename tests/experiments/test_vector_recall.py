@@ -76,7 +76,7 @@ def test_log_odds_order_the_candidates_by_distance():
     assert_close(odds - odds[..., :1], (distance[..., :1] - distance) / 4, "log-odds")
 
 
-@pytest.mark.parametrize("rule", [MirasConfig.titans(MLP(expansion=1)), MirasConfig(algorithm="muon")])
+@pytest.mark.parametrize("rule", [MirasConfig.titans(MLP(expansion=1)), MirasConfig.steady(MLP(expansion=1))])
 def test_a_rule_learns(rule):
     task = VectorTask(
         rule=rule,
