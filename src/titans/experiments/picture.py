@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from titans.experiments.experiment import Experiment
 from titans.experiments.report import Report, Summary
 
-PANEL = (5.2, 3.9)  # inches
+PANEL = (4.8, 3.9)  # inches
+LEGEND = 1.8  # inches
+CHARACTERS = 11  # of a title, per inch
 MARKERS = "osD^vP*X<>"
 
 
@@ -21,7 +24,8 @@ def draw(report: Report, path: Path) -> None:
     figure = Figure(layout="constrained")
     plot = report.experiment.plot or draw_panels
     plot(figure, report.experiment, report.summary)
-    figure.suptitle(report.legend, fontsize=10)
+    room = int(figure.get_size_inches()[0] * CHARACTERS)
+    figure.suptitle("\n".join(textwrap.wrap(report.legend, room)), fontsize=10)
     figure.savefig(path, dpi=120, format="png")
 
 
@@ -32,7 +36,7 @@ def draw_panels(figure: Figure, experiment: Experiment, summary: Summary) -> Non
     """
     present = {name for figures in summary.values() for name in figures}
     kinds = [kind for kind in experiment.columns if kind != "parameters" and any(_at(name, kind) for name in present)]
-    figure.set_size_inches(PANEL[0] * max(1, len(kinds)), PANEL[1])
+    figure.set_size_inches(PANEL[0] * max(1, len(kinds)) + LEGEND, PANEL[1])
     lines: dict[str, Any] = {}
     for place, kind in enumerate(kinds):
         axes = figure.add_subplot(1, len(kinds), place + 1)
@@ -43,7 +47,7 @@ def draw_panels(figure: Figure, experiment: Experiment, summary: Summary) -> Non
         else:
             draw_dots(axes, experiment, summary, next(name for name in present if _at(name, kind)))
     if lines:
-        figure.legend(lines.values(), lines, loc="outside right upper", fontsize=8)
+        figure.legend(lines.values(), lines, loc="outside right center", fontsize=8)
 
 
 def draw_lines(axes: Axes, experiment: Experiment, summary: Summary, kind: str) -> None:
