@@ -1,6 +1,6 @@
 """Does every rule stay finite and bounded?
 
-(a) One memory layer reads 200,000 random tokens, and 20,000 times the same token, in float32. (b) A small LMM trains
+(a) The gradient norm of untrained language models on text. (b) One memory layer reads 200,000 random tokens, and 20,000 times the same token, in float32. (c) A small LMM trains
 under bfloat16 autocast for 300 steps on the default corpus; a spike is a loss above twice the median of the 20 steps
 before it. ``python benchmarks/stability.py --output docs/results/raw/stability.json``.
 """
@@ -23,6 +23,22 @@ RULES = {
     "muon": MirasConfig(algorithm="muon"),
 }
 PIECE, BATCH = 2000, 4
+
+
+def untrained(rule: MirasConfig) -> dict:
+    """Outer gradient norm of models as they start, on 4 rows of 256 bytes of validation text."""
+    documents = TokenDocuments.from_texts(load_documents("stdlib", "validation")[:20], load_tokenizer("bytes"))
+    ids = torch.tensor(documents.tokens[:1024].astype("int64")).view(4, 256)
+    found = {}
+    for variant in ("LMM", "MAC"):
+        for chunk in (16, 64):
+            torch.manual_seed(0)
+            sizes = {"vocab_size": 256, "d_model": 64, "n_layers": 2, "segment_len": 64}
+            model = build_model(TitansConfig(variant=variant, chunk_size=chunk, miras=rule, **sizes))
+            model(ids, labels=ids).loss.backward()
+            norms = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None])
+            found[f"{variant}, C = {chunk}"] = float(norms.norm())
+    return found
 
 
 @torch.no_grad()
@@ -74,10 +90,15 @@ def train(rule: MirasConfig, steps: int, seed: int) -> dict:
 
 
 def main(options: argparse.Namespace) -> None:
-    """Both parts for every rule, written after each."""
+    """All parts for every rule, written after each."""
     torch.set_num_threads(options.threads)
     rules = {name: RULES[name] for name in options.rules}
-    record: dict = {"streams": {}, "bfloat16": {}}
+    record: dict = {"untrained": {}, "streams": {}, "bfloat16": {}}
+    for name, rule in rules.items():
+        record["untrained"][name] = untrained(rule)
+        print(
+            f"{name}, untrained: {', '.join(f'{k} {v:.3g}' for k, v in record['untrained'][name].items())}", flush=True
+        )
     for name, rule in rules.items():
         start = time.perf_counter()
         streams = {"random": read(rule, options.tokens, False), "constant": read(rule, options.tokens // 10, True)}
@@ -93,7 +114,7 @@ def main(options: argparse.Namespace) -> None:
         for run in runs:
             print(
                 f"{name}, bfloat16, seed {run['seed']}: loss {run['losses'][0]:.2f} to {run['final']:.3f}, "
-                f"largest spike {run['largest_spike']:.2f}, largest gradient norm {max(run['norms'][30:]):.2f}",
+                f"largest spike {run['largest_spike']:.2f}, largest gradient norm {max(run['norms'][20:]):.2f}",
                 flush=True,
             )
         harness.save(options.output, record)
