@@ -1,8 +1,9 @@
 """Does every rule stay finite and bounded?
 
-(a) The gradient norm of untrained language models on text. (b) One memory layer reads 200,000 random tokens, and 20,000 times the same token, in float32. (c) A small LMM trains
-under bfloat16 autocast for 300 steps on the default corpus; a spike is a loss above twice the median of the 20 steps
-before it. ``python benchmarks/stability.py --output docs/results/raw/stability.json``.
+(a) The gradient norm of untrained language models on text. (b) One memory layer reads 200,000 random tokens, and 20,000
+times the same token, in float32. (c) A small LMM trains under bfloat16 autocast for 300 steps on the default corpus; a
+spike is a loss above twice the median of the 20 steps before it.
+``python benchmarks/stability.py --output docs/results/raw/stability.json``.
 """
 
 from __future__ import annotations
