@@ -71,7 +71,9 @@ def test_lp_two_is_l2():
 def test_retentions_are_what_math_md_says():
     A = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     q_norm = (A.abs() ** 4).sum((1, 2)) ** 0.25
-    assert_close(LqRetention(q=4).project(A, A), A / q_norm.view(-1, 1, 1) ** 2, "lq")
+    lq = LqRetention(q=4)
+    assert_close(lq.project(A, lq.anchor(A)), A / q_norm.view(-1, 1, 1) ** 2, "lq")
+    assert_close(lq.project(1e-5 * A, lq.anchor(A)), 1e-5 * A / (0.01 * q_norm.view(-1, 1, 1)) ** 2, "lq, forgotten")
     W = KLRetention(scale=3.0).project(A, A)
     assert_close(W.sum(-1), torch.full((3, 4), 3.0, dtype=torch.float64), "kl")
     assert_close(ElasticNet(l1=0.5).project(A, A), A.sign() * (A.abs() - 0.5).clamp(min=0), "elastic net")
@@ -81,7 +83,7 @@ def test_retentions_are_what_math_md_says():
 def test_lq_starts_at_the_weights_of_a_plain_network(retention):
     W = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     A = retention.initial(W)
-    assert_close(retention.project(A, A), W, "φ(A_0)")
+    assert_close(retention.project(A, retention.anchor(A)), W, "φ(A_0)")
 
 
 @pytest.mark.parametrize("shape", [(2, 6, 4), (2, 4, 6), (2, 5, 5)])

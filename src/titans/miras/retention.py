@@ -15,7 +15,7 @@ from torch import Tensor
 from titans.miras.choice import Choice
 
 Inside = Literal["shown", "scaled", "hidden"]
-TINY = 1e-12
+FLOOR = 0.01
 
 
 class Retention(Choice):
@@ -50,7 +50,7 @@ class Retention(Choice):
         """What ``project`` needs of the learned initial weights A_0, computed once per call."""
         return initial
 
-    def factor(self, accumulated: Tensor) -> Tensor:
+    def factor(self, accumulated: Tensor, anchor: Tensor) -> Tensor:
         """For ``inside = "scaled"``: s with φ(A) = s A, one number per row of the batch, [rows, 1, …]."""
         raise NotImplementedError(f"retention {self.name!r} says inside = 'scaled' but defines no factor")
 
@@ -66,7 +66,11 @@ class WeightDecay(Retention):
 
 
 class LqRetention(Retention):
-    """φ(A) = A / ‖A‖_q^{q-2}, the norm taken over the entries of each weight matrix (Moneta, MIRAS Eq. 24)."""
+    """φ(A) = A / ‖A‖_q^{q-2}, the norm taken over the entries of each weight matrix (Moneta, MIRAS Eq. 24).
+
+    To the letter, W grows without bound while A is forgotten (q > 3). So the norm in the formula never counts as less
+    than a hundredth of A_0's.
+    """
 
     name: ClassVar[str] = "lq"
     inside: ClassVar[Inside] = "scaled"
@@ -75,14 +79,19 @@ class LqRetention(Retention):
 
     def initial(self, weights: Tensor) -> Tensor:
         """A_0 with φ(A_0) = ``weights``; φ(c A) = c^{3-q} φ(A), so there is none at q = 3."""
-        return weights if self.q == 3 else weights * self.factor(weights).pow(-1 / (3 - self.q))
+        return weights if self.q == 3 else weights * self._norm(weights).pow((self.q - 2) / (3 - self.q))
 
-    def factor(self, accumulated: Tensor) -> Tensor:
-        dims = tuple(range(1, accumulated.dim()))
-        return torch.linalg.vector_norm(accumulated, self.q, dims, keepdim=True).clamp(min=TINY).pow(2 - self.q)
+    def anchor(self, initial: Tensor) -> Tensor:
+        return FLOOR * self._norm(initial)
+
+    def factor(self, accumulated: Tensor, anchor: Tensor) -> Tensor:
+        return torch.maximum(self._norm(accumulated), anchor).pow(2 - self.q)
+
+    def _norm(self, weights: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(weights, self.q, tuple(range(1, weights.dim())), keepdim=True)
 
     def project(self, accumulated: Tensor, anchor: Tensor) -> Tensor:
-        return accumulated * self.factor(accumulated)
+        return accumulated * self.factor(accumulated, anchor)
 
 
 class KLRetention(Retention):

@@ -142,7 +142,7 @@ class TitansModel(GenerationMixin, nn.Module):
                 x, after = checkpoint(block, x, before, place, store, use_reentrant=False)
             else:
                 x, after = block(x, before, place, store)
-            check_finite(after, f"blocks.{i}")
+            check_finite(x, after, f"blocks.{i}")
             layers.append(after)
         return self.norm(x), ModelState(tuple(layers), place.after, self._origin())
 

@@ -290,7 +290,8 @@ def _shown(rule: Rule, i: int, weights: Maps, momentum: Maps, errors: Maps) -> t
     past = momentum[i] if momentum else None
     if rule.miras.retention.inside != "scaled":
         return past, errors[i]
-    factor = rule.miras.retention.factor(weights[i])
+    assert rule.anchors is not None
+    factor = rule.miras.retention.factor(weights[i], rule.anchors[i])
     return None if past is None else past * factor, errors[i] * factor.view(-1, 1, 1)
 
 

@@ -111,8 +111,8 @@ def _write(rule: Rule, start: _Now, now: _Now, gradients: Maps, gate: Gates) -> 
         weights.append(keep * w + push)
         if retention.inside == "hidden":
             shown.append(start.shown[i])
-        elif retention.inside == "scaled":
-            shown.append(weights[i] * retention.factor(start.weights[i]))
+        elif retention.inside == "scaled" and rule.anchors is not None:
+            shown.append(weights[i] * retention.factor(start.weights[i], rule.anchors[i]))
         else:
             shown.append(keep * now.shown[i] + push)
         steps.append(now.steps[i] + theta)

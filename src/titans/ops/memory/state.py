@@ -6,7 +6,7 @@ Legend: B batch, H heads, p tokens of the open chunk (at most C - 1), in/out wid
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -221,23 +221,29 @@ class MemoryState(State):
         return tuple(count % self.chunk_size for count in self.count)
 
 
-def check_finite(state: Any, name: str) -> None:
+def check_finite(y: Tensor, state: State, name: str) -> None:
     """Stop at the call in which a memory diverged, as the verbatim rules can on a text that repeats itself.
 
-    Looks at every ``MemoryState`` inside ``state``, but only while no gradients are recorded: in training the loss
-    tells, and on an accelerator a look means to wait.
+    Looks at the outputs y [B, T, …] and at the weights of every ``MemoryState`` inside ``state``, but only while no
+    gradients are recorded: in training the loss tells, and on an accelerator a look means to wait.
 
     Raises:
         FloatingPointError: names the layer ``name``.
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return
+    memories = list(_memories(state))
+    if memories and not all(bool(torch.isfinite(x).all()) for x in (y, *(w for m in memories for w in m.weights))):
+        raise FloatingPointError(
+            f"the memory of {name} diverged within {max(max(m.count) for m in memories)} tokens: its weights or "
+            "outputs are no longer finite. Retention 'sphere' (MirasConfig.steady()) cannot diverge; a smaller theta_max may "
+            "help the others"
+        )
+
+
+def _memories(state: Any) -> Iterator[MemoryState]:
     if isinstance(state, MemoryState):
-        if not all(bool(torch.isfinite(w).all()) for w in state.weights):
-            raise FloatingPointError(
-                f"the memory of {name} diverged within {max(state.count)} tokens: its weights are no longer finite. "
-                "Retention 'sphere' (MirasConfig.steady()) cannot diverge; a smaller theta_max may help the others"
-            )
+        yield state
     elif dataclasses.is_dataclass(state):
         for field in dataclasses.fields(state):
-            check_finite(getattr(state, field.name), name)
+            yield from _memories(getattr(state, field.name))
