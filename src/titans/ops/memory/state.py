@@ -236,8 +236,8 @@ def check_finite(y: Tensor, state: State, name: str) -> None:
     if memories and not all(bool(torch.isfinite(x).all()) for x in (y, *(w for m in memories for w in m.weights))):
         raise FloatingPointError(
             f"the memory of {name} diverged within {max(max(m.count) for m in memories)} tokens: its weights or "
-            "outputs are no longer finite. Retention 'sphere' (MirasConfig.steady()) cannot diverge; a smaller theta_max may "
-            "help the others"
+            "outputs are no longer finite. Retention 'sphere' (MirasConfig.steady()) cannot diverge; a smaller "
+            "theta_max may help the others"
         )
 
 
