@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from helpers import assert_close
 from members import ALGORITHMS, BIASES, NETWORKS, RETENTIONS
-from titans import NeuralMemory
+from titans import NeuralMemory, TitansConfig
 from titans.miras import (
     L2,
     MLP,
@@ -99,6 +99,12 @@ def test_a_configuration_survives_json(name):
     for retention, algorithm in itertools.product(RETENTIONS.values(), ALGORITHMS.values()):
         config = MirasConfig(bias=BIASES[name], retention=retention, algorithm=algorithm, gates="channel")
         assert MirasConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_a_preset_goes_by_its_name_in_a_file():
+    assert TitansConfig.model_validate({"miras": "yaad"}).miras == MirasConfig.yaad()
+    with pytest.raises(ValidationError, match="'titan' is no preset; there are titans, steady"):
+        TitansConfig(miras="titan")
 
 
 def test_a_plain_function_is_a_bias_that_cannot_be_saved():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, model_validator
 
@@ -12,6 +12,7 @@ from titans.miras.networks import MLP, GatedMLP, Matrix, Network
 from titans.miras.retention import KLRetention, LqRetention, Retention, SphereRetention, WeightDecay
 
 GateKind = Literal["head", "channel"]
+PRESETS = ("titans", "steady", "yaad", "moneta", "memora")
 
 
 class MirasConfig(BaseModel):
@@ -20,7 +21,7 @@ class MirasConfig(BaseModel):
     Each of the four takes a member object, its name (``"sphere"``) or a mapping (``{"name": "mlp", "depth": 3}``).
     ``gates`` says what the step size θ, the forgetting α and a learned δ are numbers of: every token and "head", or
     every token, map and output "channel" (MIRAS §5.3; slower). Momentum decay η is always one number per head.
-    Without arguments this is :meth:`steady`.
+    Without arguments this is :meth:`steady`. Where a configuration file wants one, the name of a preset will do.
 
     Raises:
         ValueError: a combination that has no meaning, with the reason.
@@ -33,6 +34,15 @@ class MirasConfig(BaseModel):
     retention: Annotated[SerializeAsAny[Retention], BeforeValidator(Retention.parse)] = SphereRetention()
     algorithm: Annotated[SerializeAsAny[Algorithm], BeforeValidator(Algorithm.parse)] = Momentum()
     gates: GateKind = "head"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_by_name(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value not in PRESETS:
+            raise ValueError(f"miras {value!r} is no preset; there are {', '.join(PRESETS)}")
+        return getattr(cls, value)()
 
     @model_validator(mode="after")
     def _means_something(self) -> MirasConfig:
