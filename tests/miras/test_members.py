@@ -182,3 +182,28 @@ def test_every_field_of_every_member_is_in_that_test():
         for cls in axis.members.values():
             if cls.__module__.startswith("titans.") and cls.name != "error_signal":
                 assert {f"{cls.name}.{field}" for field in cls.model_fields} <= named
+
+
+def test_a_member_without_a_name_of_its_own_is_not_saved_as_its_parent():
+    class Louder(Huber):
+        def error(self, residual, delta=None):
+            return 5 * super().error(residual, delta)
+
+    with pytest.raises(ValueError, match="Louder needs a name of its own"):
+        MirasConfig(bias=Louder()).model_dump_json()
+
+
+@pytest.mark.filterwarnings("ignore:Field name")
+def test_names_are_taken_once_and_are_no_fields():
+    with pytest.raises(TypeError, match="'l2' is taken by L2"):
+        type("Other", (Bias,), {"name": "l2", "__annotations__": {"name": "ClassVar[str]"}, "__module__": __name__})
+    with pytest.raises(TypeError, match="must be a ClassVar"):
+        type("Other", (Bias,), {"name": "other", "__annotations__": {"name": str}, "__module__": __name__})
+
+
+@pytest.mark.parametrize("q", [2.5, 2.95, 3.0, 3.02, 3.5, 8.0])
+def test_lq_starts_at_a_sane_size_for_every_q(q):
+    torch.manual_seed(0)
+    memory = NeuralMemory(64, n_heads=1, chunk_size=8, miras=MirasConfig.moneta(q=q))
+    assert all(1e-3 < w.abs().max() < 1e3 for w in memory.initial_weights)
+    assert torch.isfinite(memory(torch.randn(1, 40, 64))).all()

@@ -491,3 +491,14 @@ def test_a_bias_that_is_a_plain_function_runs_but_cannot_be_saved(tmp_path):
     assert torch.isfinite(model(x, state=state).logits).all()
     with pytest.raises(ValueError, match="is a bare function"):
         model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("miras", [None, MirasConfig.titans(), MirasConfig.moneta()])
+def test_a_state_file_fits_the_model_that_was_saved_and_loaded(miras, tmp_path):
+    model = build_model(TitansConfig(vocab_size=VOCAB, d_model=16, n_layers=1, chunk_size=4, miras=miras))
+    model(ids()).state.save(tmp_path / "state.safetensors")
+    model.save_pretrained(tmp_path / "model")
+    again = load_model(tmp_path / "model")
+    state = ModelState.load(tmp_path / "state.safetensors")
+    assert_close(again(ids(), state=state).logits, model(ids(), state=state).logits, "logits")

@@ -38,7 +38,7 @@ def experiment(
         return 0
     if name not in EXPERIMENTS:
         raise BadInput(f"NAME: {name!r} is none of {', '.join(EXPERIMENTS)}")
-    if not re.fullmatch(r"\d+(,\d+)*", seeds):
+    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", seeds):
         raise BadInput(f"--seeds: expected numbers with commas between, such as 0,1,2, got {seeds}")
     if threads is not None:
         torch.set_num_threads(threads)
@@ -46,6 +46,7 @@ def experiment(
     folder = output or Path("runs") / "experiments" / f"{name}-{scale}"
     with checking_input():
         work = plan(EXPERIMENTS[name], scale, [int(seed) for seed in seeds.split(",")], folder, inputs)
+        folder.mkdir(parents=True, exist_ok=True)
     try:
         report = run(work)
     except ConfigError as error:

@@ -155,7 +155,7 @@ def _run_unit(experiment: Experiment, unit: Unit, place: Workplace) -> dict[str,
 def _read(path: Path, experiment: Experiment) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        name = record["experiment"]
+        name, _ = record["experiment"], record["settings"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"--output: {path} is no unit of an experiment; choose another --output") from error
     if name != experiment.name:

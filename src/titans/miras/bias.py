@@ -10,13 +10,14 @@ from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, field_serializer
+from pydantic import Field, SerializationInfo, field_serializer
 from torch import Tensor
 
 from titans.miras.choice import Choice
 
 SMOOTHING = 1e-6
 TINY = 1e-30
+BY_NAME = {"functions": "by name"}  # serialisation context for a fingerprint rather than a file
 
 
 class Bias(Choice):
@@ -154,7 +155,9 @@ class ErrorSignal(Bias):
         return self.function(residual)
 
     @field_serializer("function")
-    def _unsaved(self, function: Callable[[Tensor], Tensor]) -> str:
+    def _by_name(self, function: Callable[[Tensor], Tensor], info: SerializationInfo) -> str:
+        if info.context == BY_NAME:
+            return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"
         raise ValueError(
             f"bias {getattr(function, '__name__', function)!r} is a bare function: to save it, define a class derived "
             "from titans.miras.Bias with a name of its own"

@@ -25,13 +25,21 @@ class Choice(BaseModel):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        if "name" in cls.model_fields:
+            raise TypeError(f"{cls.__name__}.name must be a ClassVar[str], not a field")
         if "axis" in cls.__dict__:
             cls.members = {}
         elif "name" in cls.__dict__:
+            known = cls.members.get(cls.name)
+            if known is not None and known.__qualname__ != cls.__qualname__:
+                raise TypeError(f"{cls.axis} {cls.name!r} is taken by {known.__name__}: choose another name")
             cls.members[cls.name] = cls
 
     @model_serializer(mode="wrap")
     def _serialize(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        known = self.members.get(self.name)
+        if known is None or known.__qualname__ != type(self).__qualname__:
+            raise ValueError(f"{self.axis} {type(self).__name__} needs a name of its own (a ClassVar[str]) to be saved")
         return {"name": self.name, **handler(self)}
 
     @classmethod

@@ -42,10 +42,17 @@ class MirasConfig(BaseModel):
             return value
         if value not in PRESETS:
             raise ValueError(f"miras {value!r} is no preset; there are {', '.join(PRESETS)}")
-        return getattr(cls, value)()
+        return dict(getattr(cls, value)())
 
     @model_validator(mode="after")
     def _means_something(self) -> MirasConfig:
+        if self.algorithm.per_chunk and not self.algorithm.momentum:
+            raise ValueError(f"algorithm {self.algorithm.name!r} says per_chunk, so it must say momentum too")
+        if self.retention.inside not in ("shown", "scaled", "hidden"):
+            raise ValueError(
+                f"retention {self.retention.name!r} says inside = {self.retention.inside!r}; it must be 'shown', "
+                "'scaled' or 'hidden'"
+            )
         if self.algorithm.per_chunk and any(len(shape) == 1 for shape in self.architecture.shapes(4)):
             raise ValueError(
                 f"algorithm {self.algorithm.name!r} rotates whole matrices, architecture {self.architecture.name!r} "

@@ -75,11 +75,11 @@ class LqRetention(Retention):
     name: ClassVar[str] = "lq"
     inside: ClassVar[Inside] = "scaled"
     pace: ClassVar[float] = 1 / 4  # W moves about that much faster than A where ``initial`` starts
-    q: float = Field(default=4.0, ge=1, le=16)
+    q: float = Field(default=4.0, ge=1, le=8)
 
     def initial(self, weights: Tensor) -> Tensor:
-        """A_0 with φ(A_0) = ``weights``; φ(c A) = c^{3-q} φ(A), so there is none at q = 3."""
-        return weights if self.q == 3 else weights * self._norm(weights).pow((self.q - 2) / (3 - self.q))
+        """A_0 with φ(A_0) = ``weights``; φ(c A) = c^{3-q} φ(A), so around q = 3 there is none of a sane size."""
+        return weights if abs(self.q - 3) < 0.5 else weights * self._norm(weights).pow((self.q - 2) / (3 - self.q))
 
     def anchor(self, initial: Tensor) -> Tensor:
         return FLOOR * self._norm(initial)

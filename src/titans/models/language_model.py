@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from titans.memory import NeuralMemory
+from titans.miras.bias import BY_NAME
 from titans.models.blocks import Block
 from titans.models.config import TitansConfig
 from titans.models.generation import GenerationMixin
@@ -161,7 +162,7 @@ class TitansModel(GenerationMixin, nn.Module):
     def fingerprint(self) -> str:
         """A hash of everything in the configuration that a state depends on."""
         unlike = {"max_seq_len", "lr", "gradient_checkpointing"}
-        told = {name: repr(value) for name, value in self.config if name not in unlike}
+        told = self.config.model_dump(mode="json", exclude=unlike, context=BY_NAME)
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     def _flags(self, name: str, flags: Tensor | None, like: Tensor) -> Tensor | None:
@@ -208,12 +209,13 @@ class TitansModel(GenerationMixin, nn.Module):
     def save_pretrained(self, path: str | Path) -> None:
         """Write ``model.safetensors`` and ``config.json`` into a folder, each moved into place when complete."""
         folder = Path(path)
+        self.config.to_dict()  # refuses what cannot be saved before anything is written
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {n: p.detach().cpu().contiguous() for n, p in self.state_dict().items()}
         if self.config.tie_embeddings:
             del tensors["head.weight"]
-        save_file(tensors, folder / "model.safetensors.part", {"format": "pt"})
         self.config.to_json(folder / "config.json.part")
+        save_file(tensors, folder / "model.safetensors.part", {"format": "pt"})
         os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
         os.replace(folder / "config.json.part", folder / "config.json")
 

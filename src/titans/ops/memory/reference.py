@@ -133,7 +133,7 @@ def _close(rule: Rule, now: _Now) -> _Now:
     if rule.miras.algorithm.per_chunk:
         assert rule.steps is not None
         learned = (s.view((-1,) + (1,) * (w.dim() - 1)) for s, w in zip(rule.steps, weights, strict=True))
-        updates = (rule.miras.algorithm.update(s) for s in now.momentum)
+        updates = (rule.update(s, n.flatten(1)) for s, n in zip(now.momentum, now.steps, strict=True))
         weights = tuple(w + s * n * u for w, s, n, u in zip(weights, learned, now.steps, updates, strict=True))
     closed, used = rule.close(weights)
     return _Now(closed, used, now.momentum, _no_steps(weights))

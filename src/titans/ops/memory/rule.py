@@ -148,7 +148,13 @@ class Rule:
     def write_at_once(self, kept: Tensor, momentum: Tensor, total: Tensor, index: int) -> Tensor:
         """A_C = P_C A_c + s·U(S_C) for one map, from its first term, S_C and the chunk's Σθ [G, 1 or out]."""
         assert self.steps is not None
-        return kept + wide(self.steps[index] * total, kept) * self.miras.algorithm.update(momentum)
+        return kept + wide(self.steps[index] * total, kept) * self.update(momentum, total)
+
+    def update(self, momentum: Tensor, total: Tensor) -> Tensor:
+        """U(S_C) of one map; nothing where S_C is but rounding errors, which U would blow up to full size."""
+        size = torch.linalg.vector_norm(momentum.flatten(1), dim=1)
+        noise = 100 * torch.finfo(size.dtype).eps * total.amax(1)
+        return self.miras.algorithm.update(momentum) * (size > noise).view(-1, 1, 1)
 
     def value(self, x: Tensor, apply: Apply) -> Tensor:
         """M(x) = f(x), or x + LN(f(x)) with the wrapper; x [G, n, D]."""

@@ -318,8 +318,8 @@ def _check(
         if x.shape != q.shape:
             raise ValueError(f"{name} must have q's shape {list(q.shape)}, got {list(x.shape)}")
     for name, x in (("theta", gates.theta), ("eta", gates.eta), ("alpha", gates.alpha)):
-        if x is not None:
-            _check_gate(name, x, q, miras)
+        if x is not None or name == "theta":
+            _check_gate(name, x, q, miras)  # type: ignore[arg-type]
     if gates.eta is not None and not miras.algorithm.momentum:
         raise ValueError(f"eta must be None with algorithm {miras.algorithm.name!r}, which has no momentum")
     if gates.eta is None and miras.algorithm.per_chunk:
@@ -329,6 +329,8 @@ def _check(
             f"delta must {'be given' if delta is None else 'be None'} with bias {miras.bias!r}, whose threshold is "
             f"{'learned' if delta is None else 'not learned'}"
         )
+    if delta is not None and not isinstance(delta, Tensor):
+        raise ValueError(f"delta must be a tensor, got {type(delta).__name__}")
     if delta is not None and delta.shape not in (q.shape[:3], q.shape):
         raise ValueError(f"delta must be {list(q.shape[:3])} or {list(q.shape)}, got {list(delta.shape)}")
     if chunk_size < 1:
@@ -343,6 +345,10 @@ def _check(
 
 
 def _check_gate(name: str, gate: Gate, q: Tensor, miras: MirasConfig) -> None:
+    if not isinstance(gate, Tensor | tuple):
+        raise ValueError(
+            f"{name} must be a tensor, or with channel gates a tuple of tensors, got {type(gate).__name__}"
+        )
     found = [list(g.shape) for g in gate] if isinstance(gate, tuple) else list(gate.shape)
     if name == "eta" or miras.gates == "head":
         if found != (wanted := list(q.shape[:3])):
@@ -358,6 +364,8 @@ def _check_steps(steps: tuple[Tensor, ...] | None, miras: MirasConfig, heads: in
         return
     if not miras.algorithm.per_chunk:
         raise ValueError(f"steps must be None with algorithm {miras.algorithm.name!r}: they belong to muon")
+    if not isinstance(steps, tuple):
+        raise ValueError(f"steps must be a tuple of tensors, got {type(steps).__name__}")
     if (found := [list(s.shape) for s in steps]) != [[heads]] * maps:
         raise ValueError(f"steps must be one [H] = [{heads}] for each of {maps} maps, got {found}")
 

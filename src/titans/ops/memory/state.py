@@ -159,7 +159,9 @@ def _join(old: Gate | None, new: Gate | None) -> Gate | None:
         return tuple(torch.cat(pair, 1) for pair in zip(old, new, strict=True))
     if isinstance(old, Tensor) and isinstance(new, Tensor):
         return torch.cat((old, new), 1)
-    return None
+    if old is None and new is None:
+        return None
+    raise ValueError("eta and alpha must stay on or off, and gates per head or per channel, until a chunk is complete")
 
 
 def _token_gate(gates: Gates) -> Tensor:
@@ -236,8 +238,8 @@ def check_finite(y: Tensor, state: State, name: str) -> None:
     if memories and not all(bool(torch.isfinite(x).all()) for x in (y, *(w for m in memories for w in m.weights))):
         raise FloatingPointError(
             f"the memory of {name} diverged within {max(max(m.count) for m in memories)} tokens: its weights or "
-            "outputs are no longer finite. Retention 'sphere' (MirasConfig.steady()) cannot diverge; a smaller "
-            "theta_max may help the others"
+            "outputs are no longer finite. MirasConfig.steady() keeps the weights of any text bounded; a smaller "
+            "theta_max or smaller inputs may help"
         )
 
 
