@@ -57,9 +57,7 @@ class VectorMemory(nn.Module):
     def __init__(self, rule: MirasConfig, width: int, chunk_size: int = 16, use_decay: bool = True):
         super().__init__()
         self.rule, self.chunk_size = rule, chunk_size
-        shapes = rule.architecture.shapes(width)
-        plain = [torch.randn(1, *shape) * (shape[-1] ** -0.5 if len(shape) == 2 else 1) for shape in shapes]
-        self.weights = nn.ParameterList(rule.retention.initial(w) for w in plain)
+        self.weights = nn.ParameterList(rule.retention.initial(w) for w in rule.architecture.initial(width, 1))
         self.log_theta = nn.Parameter(torch.tensor(0.5 * rule.pace / width).log())
         self.eta = nn.Parameter(torch.tensor(0.0)) if rule.algorithm.momentum else None
         self.alpha = nn.Parameter(torch.tensor(-4.0)) if use_decay else None

@@ -114,10 +114,7 @@ class NeuralMemory(nn.Module):
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
         self.conv = ShortConvolution(3 * d_model, conv_kernel) if conv_kernel else None
         self.gates = MemoryGates(d_model, n_heads, self.head_dim, self.miras, self.use_decay, self.theta_max)
-        plain = [
-            torch.randn(n_heads, *shape) * (shape[-1] ** -0.5 if len(shape) == 2 else 1)
-            for shape in self.miras.architecture.shapes(self.head_dim)
-        ]
+        plain = self.miras.architecture.initial(self.head_dim, n_heads)
         self.initial_weights = nn.ParameterList(self.miras.retention.initial(w) for w in plain)
         if self.miras.algorithm.per_chunk:
             self.log_steps = nn.ParameterList(s.log() for s in default_steps(tuple(self.initial_weights)))

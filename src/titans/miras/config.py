@@ -62,8 +62,8 @@ class MirasConfig(BaseModel):
 
     @property
     def pace(self) -> float:
-        """A layer's default cap of θ times its head width D: 1 for the Titans rule."""
-        return self.bias.pace * self.retention.pace
+        """A layer's default cap of θ times its head width D: 1 for the Titans rule with two maps."""
+        return self.architecture.pace * self.bias.pace * self.retention.pace
 
     @classmethod
     def steady(cls, architecture: Network | None = None) -> MirasConfig:
