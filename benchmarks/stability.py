@@ -63,12 +63,12 @@ def read(rule: MirasConfig, tokens: int, constant: bool) -> dict:
 def train(rule: MirasConfig, steps: int, seed: int) -> dict:
     """Losses and gradient norms of a bfloat16 run."""
     torch.manual_seed(seed)
-    config = TitansConfig(variant="LMM", vocab_size=256, d_model=128, n_layers=2, chunk_size=32, miras=rule)
+    config = TitansConfig(variant="LMM", vocab_size=256, d_model=64, n_layers=2, chunk_size=32, miras=rule)
     model = build_model(config)
     optimizer = build_optimizer(model, lr=2e-3)
     schedule = get_cosine_schedule_with_warmup(optimizer, warmup_steps=30, total_steps=steps)
     documents = TokenDocuments.from_texts(load_documents("stdlib", "train"), load_tokenizer("bytes"))
-    windows = WindowDataset(documents, 256, seed)
+    windows = WindowDataset(documents, 128, seed)
     losses, norms = [], []
     for step in range(steps):
         ids = torch.stack([windows[step * BATCH + row]["input_ids"] for row in range(BATCH)])
