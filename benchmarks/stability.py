@@ -1,8 +1,9 @@
 """Does every rule stay finite and bounded?
 
-(a) The gradient norm of untrained language models on text. (b) One memory layer reads 200,000 random tokens, and 20,000
-times the same token, in float32. (c) A small LMM trains under bfloat16 autocast for 300 steps on the default corpus; a
-spike is a loss above twice the median of the 20 steps before it.
+(a) The gradient norm of untrained language models on text, and how far float32 parts from float64 over 2,000 tokens.
+(b) One memory layer reads 200,000 random tokens, and 20,000 times the same token, in float32. (c) A small LMM trains
+under bfloat16 autocast for 300 steps on the default corpus; a spike is a loss above twice the median of the 20 steps
+before it.
 ``python benchmarks/stability.py --output docs/results/raw/stability.json``.
 """
 
@@ -60,6 +61,16 @@ def read(rule: MirasConfig, tokens: int, constant: bool) -> dict:
     return {"stopped": None, "at": found}
 
 
+@torch.no_grad()
+def precision(rule: MirasConfig, tokens: int = 2000) -> float:
+    """Median relative error of a float32 layer against its float64 twin, over the last 100 of 2,000 random tokens."""
+    torch.manual_seed(0)
+    layer = NeuralMemory(32, n_heads=1, chunk_size=16, miras=rule)
+    x = torch.randn(1, tokens, 32)
+    single, double = layer(x)[0, -100:].double(), layer.double()(x.double())[0, -100:]
+    return float(((single - double).norm(dim=-1) / double.norm(dim=-1)).median())
+
+
 def train(rule: MirasConfig, steps: int, seed: int) -> dict:
     """Losses and gradient norms of a bfloat16 run."""
     torch.manual_seed(seed)
@@ -94,12 +105,17 @@ def main(options: argparse.Namespace) -> None:
     """All parts for every rule, written after each."""
     torch.set_num_threads(options.threads)
     rules = {name: RULES[name] for name in options.rules}
-    record: dict = {"untrained": {}, "streams": {}, "bfloat16": {}}
+    record: dict = {"untrained": {}, "precision": {}, "streams": {}, "bfloat16": {}}
     for name, rule in rules.items():
         record["untrained"][name] = untrained(rule)
         print(
             f"{name}, untrained: {', '.join(f'{k} {v:.3g}' for k, v in record['untrained'][name].items())}", flush=True
         )
+        record["precision"][name] = precision(rule)
+        print(f"{name}, float32 against float64: {record['precision'][name]:.1g}", flush=True)
+    if options.quick:
+        harness.save(options.output, record)
+        return
     for name, rule in rules.items():
         start = time.perf_counter()
         streams = {"random": read(rule, options.tokens, False), "constant": read(rule, options.tokens // 10, True)}
@@ -128,6 +144,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--tokens", type=int, default=200_000, help="random tokens; a tenth of it constant")
     result.add_argument("--steps", type=int, default=300)
     result.add_argument("--seeds", nargs="+", type=int, default=[0])
+    result.add_argument("--quick", action="store_true", help="gradient norms and precision alone")
     harness.add_common_options(result)
     return result
 
