@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(f"{error.format_message()}{_given(error, words)} (see titans --help)", 2)
     except BadInput as error:
         return _complain(str(error), 2)
-    except CommandFailed as error:
+    except (CommandFailed, FloatingPointError) as error:  # the latter: a memory diverged
         return _complain(str(error), 1)
     except (KeyboardInterrupt, typer.Abort):
         return _complain("interrupted", 130)

@@ -182,7 +182,7 @@ class NeuralMemory(nn.Module):
             inputs = take(x, order)
             store_mask = None if store_mask is None else take(store_mask, order)
         y, state = self.advance(inputs, state, lengths, store_mask)
-        check_finite(y, state, "this layer")
+        check_finite(state, "this layer")
         if order is not None and mask is not None:
             y = restore(y, order, mask)
         return (y, state) if return_state else y

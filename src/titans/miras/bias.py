@@ -13,11 +13,10 @@ import torch
 from pydantic import Field, SerializationInfo, field_serializer
 from torch import Tensor
 
-from titans.miras.choice import Choice
+from titans.miras.choice import BY_NAME, Choice
 
 SMOOTHING = 1e-6
 TINY = 1e-30
-BY_NAME = {"functions": "by name"}  # serialisation context for a fingerprint rather than a file
 
 
 class Bias(Choice):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 
+BY_NAME = {"classes and functions": "by name"}  # serialisation context of a fingerprint, which nobody reads back
 Axis = TypeVar("Axis", bound="Choice")
 
 
@@ -36,7 +37,9 @@ class Choice(BaseModel):
             cls.members[cls.name] = cls
 
     @model_serializer(mode="wrap")
-    def _serialize(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _serialize(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        if info.context == BY_NAME:
+            return {"name": type(self).__qualname__, **handler(self)}
         known = self.members.get(self.name)
         if known is None or known.__qualname__ != type(self).__qualname__:
             raise ValueError(f"{self.axis} {type(self).__name__} needs a name of its own (a ClassVar[str]) to be saved")

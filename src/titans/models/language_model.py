@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from titans.memory import NeuralMemory
-from titans.miras.bias import BY_NAME
+from titans.miras.choice import BY_NAME
 from titans.models.blocks import Block
 from titans.models.config import TitansConfig
 from titans.models.generation import GenerationMixin
@@ -143,7 +143,7 @@ class TitansModel(GenerationMixin, nn.Module):
                 x, after = checkpoint(block, x, before, place, store, use_reentrant=False)
             else:
                 x, after = block(x, before, place, store)
-            check_finite(x, after, f"blocks.{i}")
+            check_finite(after, f"blocks.{i}")
             layers.append(after)
         return self.norm(x), ModelState(tuple(layers), place.after, self._origin())
 

@@ -1,7 +1,7 @@
 """transformers' Trainer with our optimizer, schedule, data order, evaluation and guard against non-finite values."""
 
 from collections.abc import Iterator, Mapping, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, cast
 
 import torch
@@ -158,7 +158,8 @@ def first_bad_activation(model: nn.Module, inputs: dict[str, Any]) -> str:
         if not torch.isfinite(parameter).all():
             return f"parameter {name}"
     seen: list[str] = []
-    with _watch(model, seen), torch.no_grad():
+    # What went bad may make a memory diverge, which ends the forward pass: the first bad tensor has been seen by then.
+    with _watch(model, seen), torch.no_grad(), suppress(FloatingPointError):
         model(**inputs)
     return f"output of {seen[0]}" if seen else "the loss itself"
 

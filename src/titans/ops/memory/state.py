@@ -223,11 +223,11 @@ class MemoryState(State):
         return tuple(count % self.chunk_size for count in self.count)
 
 
-def check_finite(y: Tensor, state: State, name: str) -> None:
+def check_finite(state: State, name: str) -> None:
     """Stop at the call in which a memory diverged, as the verbatim rules can on a text that repeats itself.
 
-    Looks at the outputs y [B, T, …] and at the weights of every ``MemoryState`` inside ``state``, but only while no
-    gradients are recorded: in training the loss tells, and on an accelerator a look means to wait.
+    Looks at the weights of every ``MemoryState`` inside ``state``, but only while no gradients are recorded: in
+    training the loss tells, and on an accelerator a look means to wait.
 
     Raises:
         FloatingPointError: names the layer ``name``.
@@ -235,10 +235,10 @@ def check_finite(y: Tensor, state: State, name: str) -> None:
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return
     memories = list(_memories(state))
-    if memories and not all(bool(torch.isfinite(x).all()) for x in (y, *(w for m in memories for w in m.weights))):
+    if not all(bool(torch.isfinite(w).all()) for m in memories for w in m.weights):
         raise FloatingPointError(
-            f"the memory of {name} diverged within {max(max(m.count) for m in memories)} tokens: its weights or "
-            "outputs are no longer finite. MirasConfig.steady() keeps the weights of any text bounded; a smaller "
+            f"the memory of {name} diverged within {max(max(m.count) for m in memories)} tokens: its weights are "
+            "no longer finite. MirasConfig.steady() keeps the weights of any text bounded; a smaller "
             "theta_max or smaller inputs may help"
         )
 
