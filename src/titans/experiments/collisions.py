@@ -6,7 +6,7 @@ MIRAS §5.2 motivates Moneta with a more expressive objective and a harder reten
 from __future__ import annotations
 
 from titans.experiments.experiment import Column, Experiment, Figures, Workplace
-from titans.experiments.vector_recall import STUDY, VectorTask, recall_unit
+from titans.experiments.vector_recall import VectorTask, by_rule, recall_unit
 from titans.miras import GradientDescent, Lp, LqRetention, MirasConfig, WeightDecay
 
 SIMILARITIES = (0, 0.5, 0.75, 0.9)
@@ -19,7 +19,6 @@ def arms(scale: str) -> dict[str, VectorTask]:
         **{f"similar@{s:g}": {"similarity": s} for s in SIMILARITIES},
         **{f"noisy@{n:g}": {"noise": n} for n in NOISES},
     }
-    size = {**STUDY[scale], "trained_on": tuple(conditions.values()), "tested_on": conditions}
     plain = MirasConfig(retention=WeightDecay(), algorithm=GradientDescent())
     rules = {
         "titans": MirasConfig.titans(),
@@ -30,10 +29,7 @@ def arms(scale: str) -> dict[str, VectorTask]:
         "moneta": MirasConfig.moneta(),
         "steady": MirasConfig.steady(),
     }
-    network = size.pop("network")
-    return {
-        name: VectorTask(rule=rule.model_copy(update={"architecture": network}), **size) for name, rule in rules.items()
-    }
+    return by_rule(rules, scale, conditions)
 
 
 def unit(task: VectorTask, seed: int, place: Workplace) -> Figures:

@@ -8,9 +8,9 @@ from titans.experiments.experiment import Experiment
 from titans.experiments.measure import COLUMNS, measure
 from titans.experiments.scales import SCALES, Comparison, comparison, corpus, equal_size
 from titans.miras import MirasConfig
+from titans.miras.config import PRESETS
 from titans.models.config import Variant
 
-RULES = ("titans", "steady", "yaad", "moneta", "memora")
 BASELINES: tuple[Variant, ...] = ("swa", "transformer")
 
 
@@ -19,7 +19,7 @@ def arms(scale: str, data: Path | None = None) -> dict[str, Comparison]:
     size = SCALES[scale]
     text = corpus(size, str(data or "stdlib"))
     found = {}
-    for name in RULES:
+    for name in PRESETS:
         rule = getattr(MirasConfig, name)(architecture=size.mlp)
         found[name] = comparison(size, "LMM", text, miras=rule)
     for variant in BASELINES:

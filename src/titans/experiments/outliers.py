@@ -6,7 +6,7 @@ MIRAS §5.2 motivates Yaad with this. All arms but the first write without momen
 from __future__ import annotations
 
 from titans.experiments.experiment import Column, Experiment
-from titans.experiments.vector_recall import STUDY, VectorTask, recall_unit
+from titans.experiments.vector_recall import VectorTask, by_rule, recall_unit
 from titans.miras import L2, Bias, GradientDescent, Huber, Lp, MirasConfig, Robust, WeightDecay
 
 SHARES = (0, 10, 20, 30, 40)  # percent
@@ -23,14 +23,10 @@ BIASES: dict[str, Bias] = {
 def arms(scale: str) -> dict[str, VectorTask]:
     """One arm per bias, and the Titans rule with its momentum."""
     conditions = {str(share): {"outliers": share / 100} for share in SHARES}
-    size = {**STUDY[scale], "trained_on": tuple(conditions.values()), "tested_on": conditions}
     rules = {"titans": MirasConfig.titans()}
     for name, bias in BIASES.items():
         rules[name] = MirasConfig(bias=bias, retention=WeightDecay(), algorithm=GradientDescent())
-    network = size.pop("network")
-    return {
-        name: VectorTask(rule=rule.model_copy(update={"architecture": network}), **size) for name, rule in rules.items()
-    }
+    return by_rule(rules, scale, conditions)
 
 
 EXPERIMENT = Experiment(

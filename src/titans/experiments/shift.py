@@ -9,9 +9,9 @@ from __future__ import annotations
 from titans.experiments.experiment import Column, Experiment, Figures, Workplace
 from titans.experiments.vector_recall import STUDY, VectorTask, accuracy, learn
 from titans.miras import MirasConfig
+from titans.miras.config import PRESETS
 
 SHIFT, TRAINED, POINTS = 64, 256, (256, 1024, 4096, 16_384)
-RULES = ("titans", "steady", "yaad", "moneta", "memora")
 
 
 def arms(scale: str) -> dict[str, VectorTask]:
@@ -19,7 +19,7 @@ def arms(scale: str) -> dict[str, VectorTask]:
     condition = {"shift": SHIFT}
     size = {**STUDY[scale], "tokens": TRAINED, "trained_on": (condition,), "tested_on": {"stream": condition}}
     network = size.pop("network")
-    rules = {name: getattr(MirasConfig, name)(architecture=network) for name in RULES}
+    rules = {name: getattr(MirasConfig, name)(architecture=network) for name in PRESETS}
     found = {name: VectorTask(rule=rule, **size) for name, rule in rules.items()}
     for name in ("titans", "memora"):
         found[f"{name}-no-forgetting"] = VectorTask(rule=rules[name], use_decay=False, **size)

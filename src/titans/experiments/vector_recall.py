@@ -9,7 +9,7 @@ Legend: B streams, T tokens, D width, N candidates.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,6 +122,15 @@ class VectorTask(BaseModel):
     lr: float = 0.01
     trained_on: tuple[Condition, ...]
     tested_on: dict[str, Condition]
+
+
+def by_rule(rules: Mapping[str, MirasConfig], scale: str, conditions: dict[str, Condition]) -> dict[str, VectorTask]:
+    """One arm per rule, at the scale's size and with its network, trained and tested on the same conditions."""
+    size = {**STUDY[scale], "trained_on": tuple(conditions.values()), "tested_on": conditions}
+    network = size.pop("network")
+    return {
+        name: VectorTask(rule=rule.model_copy(update={"architecture": network}), **size) for name, rule in rules.items()
+    }
 
 
 def learn(task: VectorTask, seed: int, say: Callable[[str], None]) -> VectorMemory:
