@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from titans.data import ByteTokenizer, TokenDocuments, WindowDataset, bits_per_byte, evaluation_windows
+from titans.data import ByteTokenizer, StreamDataset, TokenDocuments, WindowDataset, bits_per_byte, evaluation_windows
 
 TEXTS = ["a" * 100, "", "b" * 3, "c" * 40, "d" * 2, "e" * 300]
 corpora = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(any)
@@ -168,3 +168,49 @@ def test_errors_name_the_field():
         evaluation_windows(documents, 10, n=0)
     with pytest.raises(IndexError, match="index: 4 is outside"):
         WindowDataset(documents, 10, n_windows=4)[4]
+
+
+def test_streams_go_on_where_they_stopped():
+    documents = documents_of(["a" * 1000, "b" * 3, "c" * 90, "d" * 700])
+    dataset = StreamDataset(documents, length=50, streams=3, fresh=0.1, seed=5, n_windows=600)
+    places = [dataset.place(i) for i in range(600)]
+    assert all(fresh for _, fresh in places[:3])
+    went_on = 0
+    for (before, _), (now, fresh) in zip(places, places[3:], strict=False):
+        document = int(np.searchsorted(documents.offsets, before, side="right"))
+        has_more = before + 100 <= documents.offsets[document]
+        assert fresh or (has_more and now == before + 50)
+        went_on += has_more and not fresh
+    possible = sum(
+        p[0] + 100 <= documents.offsets[np.searchsorted(documents.offsets, p[0], side="right")] for p in places
+    )
+    assert 0.85 < went_on / possible < 0.95
+    assert dataset[7]["fresh"].item() == places[7][1]
+    assert torch.equal(dataset[8]["input_ids"], documents.window(places[8][0], 50))
+
+
+@given(seed=st.integers(0, 2**32), streams=st.integers(1, 7), asked=st.lists(st.integers(0, 99), max_size=20))
+def test_a_stream_window_is_a_function_of_seed_and_index(seed, streams, asked):
+    def make():
+        return StreamDataset(documents_of(TEXTS), 20, streams, 0.2, seed, n_windows=100)
+
+    dataset, in_order = make(), make()
+    expected = [in_order.place(i) for i in range(100)]
+    assert [dataset.place(i) for i in asked] == [expected[i] for i in asked]
+
+
+def test_only_fresh_starts_are_the_random_windows():
+    documents = documents_of(TEXTS)
+    streams = StreamDataset(documents, 20, 4, 1.0, seed=3, n_windows=50)
+    plain = WindowDataset(documents, 20, seed=3, n_windows=50)
+    assert [streams.place(i) for i in range(50)] == [(plain.start(i), True) for i in range(50)]
+
+
+def test_streams_out_of_range():
+    for changes, message in (
+        ({"streams": 0}, "streams: 0"),
+        ({"fresh": 1.5}, "fresh: 1.5"),
+        ({"fresh": -1}, "fresh: -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            StreamDataset(documents_of(TEXTS), 20, **{"streams": 2, "fresh": 0.1, **changes})

@@ -1,7 +1,6 @@
 """A run leaves what it promises, resumes exactly, and stops well."""
 
 import io
-import json
 import math
 import shutil
 import signal
@@ -10,38 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from transformers import TrainerCallback
 
+from runs import AtStep, losses, metrics, poison_activation, poison_gradient, poison_weight, quiet
 from titans.data import TokenDocuments, evaluation_windows, load_documents, load_tokenizer
 from titans.models import load_model
 from titans.training.config import ConfigError
 from titans.training.run import train
 from titans.training.trainer import NonFiniteError
-
-
-def metrics(folder: str | Path) -> list[dict]:
-    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def losses(folder: str | Path) -> list[tuple]:
-    """Everything in the metrics that must not depend on the machine's speed."""
-    return [tuple(sorted((k, v) for k, v in line.items() if k != "tokens_per_s")) for line in metrics(folder)]
-
-
-def quiet() -> Console:
-    return Console(file=io.StringIO())
-
-
-class AtStep(TrainerCallback):
-    """Does something at the end of one step."""
-
-    def __init__(self, step: int, action):
-        self.step, self.action = step, action
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        if state.global_step == self.step:
-            self.action(model)
 
 
 def test_a_run_leaves_model_metrics_curve_and_checkpoints(make_config, capfd):
@@ -153,24 +127,6 @@ def test_unusable_data_is_named_and_nothing_is_written(make_config, tmp_path, ov
     with pytest.raises(ConfigError, match=message):
         train(make_config("run", override), console=quiet())
     assert not (tmp_path / "run").exists()
-
-
-def poison_weight(model):
-    model.model.get_parameter(first_matrix(model)).data[0, 0] = float("nan")
-
-
-def first_matrix(model) -> str:
-    return next(name for name, p in model.model.named_parameters() if p.ndim == 2)
-
-
-def poison_gradient(model):
-    dict(model.model.named_parameters())[first_matrix(model)].register_hook(lambda grad: grad * float("inf"))
-
-
-def poison_activation(model):
-    next(iter(m for m in model.modules() if isinstance(m, torch.nn.RMSNorm))).register_forward_hook(
-        lambda module, args, output: output * float("nan")
-    )
 
 
 @pytest.mark.parametrize(

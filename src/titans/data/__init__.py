@@ -5,6 +5,7 @@ from titans.data.synthetic import iid_batch, mqar_accuracy, mqar_batch
 from titans.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer, Tokenizer, load_tokenizer
 from titans.data.windows import (
     EvaluationWindows,
+    StreamDataset,
     TokenDocuments,
     WindowDataset,
     bits_per_byte,
@@ -15,6 +16,7 @@ __all__ = [
     "ByteTokenizer",
     "EvaluationWindows",
     "HuggingFaceTokenizer",
+    "StreamDataset",
     "TokenDocuments",
     "Tokenizer",
     "WindowDataset",

@@ -108,13 +108,74 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
 
     def start(self, index: int) -> int:
         """First position of window ``index`` in the documents' flat array."""
-        # A hash, not a random generator: its values are the same under every version of numpy and torch.
-        digest = hashlib.blake2b(f"{self.seed}:{index}".encode(), digest_size=16).digest()
-        where, offset = int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")
+        where, offset = _draw(f"{self.seed}:{index}")
         offsets = self.documents.offsets
         document = int(np.searchsorted(offsets, where % len(self.documents.tokens), side="right")) - 1
         begin, end = int(offsets[document]), int(offsets[document + 1])
         return begin + offset % max(1, end - begin - self.length + 1)
+
+
+class StreamDataset(WindowDataset):
+    """Training windows that go on where others stopped: many streams, each through consecutive windows of a document.
+
+    Window ``index`` belongs to stream ``index % streams``. A stream starts afresh, at a place drawn as `WindowDataset`
+    draws its windows, where its document has no whole window left, and by chance at a share ``fresh`` of the others.
+
+    A window is a pure function of ``(seed, index)`` here as well: a resumed run reads what it would have read.
+
+    Args:
+        documents, length, seed, n_windows: as `WindowDataset`.
+        streams: how many are read in turn, at least 1.
+        fresh: share of windows that start afresh though their document goes on, in [0, 1].
+
+    Each item is ``{"input_ids", "labels", "fresh"}``; ``fresh``, a bool, says that the state of the window's stream
+    must be reset before it.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        documents: TokenDocuments,
+        length: int,
+        streams: int,
+        fresh: float,
+        seed: int = 0,
+        n_windows: int | None = None,
+    ):
+        super().__init__(documents, length, seed, n_windows)
+        if streams < 1:
+            raise ValueError(f"streams: {streams} must be at least 1")
+        if not 0 <= fresh <= 1:
+            raise ValueError(f"fresh: {fresh} must be between 0 and 1")
+        self.streams = streams
+        self.fresh = fresh
+        self._reached: dict[int, tuple[int, int, bool]] = {}  # stream: the window asked for last, and its place
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {**super().__getitem__(index), "fresh": torch.tensor(self.place(index)[1])}
+
+    def start(self, index: int) -> int:
+        """First position of window ``index`` in the documents' flat array."""
+        return self.place(index)[0]
+
+    def place(self, index: int) -> tuple[int, bool]:
+        """First position of window ``index``, and whether its stream starts afresh there."""
+        stream = index % self.streams
+        at, start, fresh = self._reached.get(stream, (index + 1, 0, True))
+        if at > index:
+            at, start, fresh = stream, super().start(stream), True
+        while at < index:
+            at += self.streams
+            document = int(np.searchsorted(self.documents.offsets, start, side="right"))
+            fresh = (
+                start + 2 * self.length > self.documents.offsets[document]
+                or _draw(f"{self.seed}:{at}:fresh")[0] < self.fresh * 2**64
+            )
+            start = super().start(at) if fresh else start + self.length
+        self._reached[stream] = at, start, fresh
+        return start, fresh
 
 
 class EvaluationWindows(Dataset[dict[str, Tensor]]):
@@ -183,6 +244,12 @@ def bits_per_byte(nats_per_token: float, tokens: int, bytes: int) -> float:
     if bytes <= 0:
         raise ValueError(f"bytes: {bytes} must be positive")
     return nats_per_token * tokens / (bytes * math.log(2))
+
+
+def _draw(key: str) -> tuple[int, int]:
+    """Two numbers below 2^64. A hash, not a random generator: the same under every version of numpy and torch."""
+    digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
+    return int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")
 
 
 def _check_length(length: int) -> None:

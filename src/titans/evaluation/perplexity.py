@@ -39,21 +39,24 @@ def nats_by_position(
     model.eval()
     total, rows = None, 0
     for batch in batches:
-        state, pieces = None, []
+        state, last, pieces = None, None, []
         for start in range(0, batch.shape[1], segment):
             ids = batch[:, start : start + segment]
             if state is not None and memory == "reset":
                 state = state.forget()
             store = torch.zeros_like(ids) if memory == "off" else None
             out = model(ids, state=state, store_mask=store)
-            state = out.state
-            pieces.append(out.logits)
-        logits = torch.cat(pieces, 1)[:, :-1]
-        losses = F.cross_entropy(logits.flatten(0, 1).double(), batch[:, 1:].flatten(), reduction="none")
-        found = losses.view(batch.shape[0], -1).sum(0)
+            logits = out.logits if last is None else torch.cat((last, out.logits), 1)
+            state, last = out.state, out.logits[:, -1:]
+            pieces.append(_nats(logits[:, :-1], ids[:, ids.shape[1] - logits.shape[1] + 1 :]))
+        found = torch.cat(pieces, 1).sum(0)
         total = found if total is None else total + found
         rows += batch.shape[0]
     model.train(was_training)
     if total is None:
         raise ValueError("batches must hold at least one batch")
     return total / rows
+
+
+def _nats(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits.transpose(1, 2).double(), targets, reduction="none")

@@ -145,7 +145,7 @@ class TitansModel(GenerationMixin, nn.Module):
                 x, after = block(x, before, place, store)
             check_finite(after, f"blocks.{i}")
             layers.append(after)
-        return self.norm(x), ModelState(tuple(layers), place.after, self._origin())
+        return self.norm(x), ModelState(tuple(layers), place.after, self.origin)
 
     def set_engine(self, engine: Engine) -> None:
         """How the memories compute: "chunked", the default; "compiled", faster after a minute of ``torch.compile`` per
@@ -155,7 +155,9 @@ class TitansModel(GenerationMixin, nn.Module):
             if isinstance(module, NeuralMemory):
                 module.engine = engine
 
-    def _origin(self) -> Origin:
+    @property
+    def origin(self) -> Origin:
+        """What the states that this model makes carry along."""
         return Origin(self.fingerprint, self)
 
     @property

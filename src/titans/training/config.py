@@ -65,6 +65,11 @@ class TrainingSection(Section):
         save_every: steps between checkpoints, 0 for one at the end only.
         keep_checkpoints: how many of the newest checkpoints stay.
         log_every: steps between printed lines where no progress bar can be drawn; metrics.jsonl has every step.
+        carry_state: each row reads consecutive windows of a document, from the state its last window left behind; the
+            gradient stays inside a window (back-propagation further back: a larger ``data.length``).
+        carry_fresh: share of windows that start afresh though their document goes on.
+        carry_turns: streams that each row of the batch reads in turn, a window of one after a window of the other: the
+            more, the more varied are the windows of neighbouring steps.
         seed: of the initial weights and of the windows.
         threads: CPU threads of torch, None for torch's own choice.
     """
@@ -86,6 +91,9 @@ class TrainingSection(Section):
     save_every: int = Field(500, ge=0)
     keep_checkpoints: int = Field(2, ge=1)
     log_every: int = Field(10, ge=1)
+    carry_state: bool = False
+    carry_fresh: float = Field(0.1, ge=0, le=1)
+    carry_turns: int = Field(4, ge=1)
     seed: int = Field(0, ge=0)
     threads: int | None = Field(None, ge=1)
 
@@ -115,6 +123,12 @@ class TrainConfig(Section):
                 raise ValueError(f"{section}.{name} is {own!r} but model.{field} is {model[field]!r}: give one of them")
             sections[section][name] = model[field] = own
         return {**raw, **sections}
+
+    @model_validator(mode="after")
+    def _carries(self) -> "TrainConfig":
+        if self.training.carry_state and self.model.variant == "transformer":
+            raise ValueError("training.carry_state: full attention keeps every token it has read, got True")
+        return self
 
     @classmethod
     def load(cls, path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> "TrainConfig":

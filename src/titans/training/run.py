@@ -12,7 +12,7 @@ from rich.console import Console
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
-from titans.data import WindowDataset
+from titans.data import StreamDataset, WindowDataset
 from titans.hf import TitansForCausalLM, TitansHFConfig
 from titans.training import checkpoints
 from titans.training.callbacks import Curve, Display, Metrics, StopOnSignal
@@ -109,14 +109,22 @@ def _assemble(
         bytes_per_token=data.bytes_per_token,
         model=model,
         args=arguments,
-        train_dataset=WindowDataset(
-            data.training, config.data.length, settings.seed, n_windows=settings.steps * windows_per_step
-        ),
+        train_dataset=_windows(config, data, windows_per_step, arguments.world_size),
         eval_dataset=data.validation,
         callbacks=[metrics, curve, display, *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer, metrics, display
+
+
+def _windows(config: TrainConfig, data: RunData, windows_per_step: int, processes: int) -> WindowDataset:
+    """All windows of the run."""
+    settings, length = config.training, config.data.length
+    total = settings.steps * windows_per_step
+    if not settings.carry_state:
+        return WindowDataset(data.training, length, settings.seed, total)
+    streams = settings.carry_turns * settings.batch_size * processes
+    return StreamDataset(data.training, length, streams, settings.carry_fresh, settings.seed, total)
 
 
 def trainer_arguments(settings: TrainingSection) -> TrainingArguments:

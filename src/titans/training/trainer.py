@@ -11,6 +11,8 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer
 
 from titans.data import bits_per_byte
+from titans.hf import TitansForCausalLM
+from titans.training.carry import CarriedStates
 from titans.training.checkpoints import last_checkpoint
 from titans.training.config import TrainingSection
 from titans.training.optimizer import build_optimizer, get_cosine_schedule_with_warmup
@@ -35,6 +37,9 @@ class TitansTrainer(Trainer):
     def __init__(self, settings: TrainingSection, bytes_per_token: float, **kwargs):
         self.settings = settings
         self.bytes_per_token = bytes_per_token
+        self.carried = CarriedStates(settings.carry_turns) if settings.carry_state else None
+        self._micro_batch: int | None = None  # the process's next one, None before the first
+        self._inputs: dict[str, Any] = {}  # of the last one, as the model got them
         super().__init__(**kwargs)
 
     @property
@@ -97,13 +102,45 @@ class TitansTrainer(Trainer):
         except FloatingPointError as error:  # a memory that diverged: the model's message names the layer
             self._stop(str(error))
         if not self._all_finite(loss):
-            self._stop(f"the loss is {loss.item()}", first_bad_activation(model, self._prepare_inputs(inputs)))
+            self._stop(f"the loss is {loss.item()}", first_bad_activation(model, self._inputs))
         if self.accelerator.sync_gradients:
             gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
             if not self._all_finite(norm):
                 self._stop(f"the gradient norm is {norm.item()}", first_bad_gradient(self.network))
         return loss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ):
+        """The loss of a micro-batch, with carried state read from where its streams stopped."""
+        self._inputs = inputs
+        if self.carried is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        per_step = self.args.gradient_accumulation_steps
+        if self._micro_batch is None:
+            self._micro_batch = self.state.global_step * per_step
+        if self._micro_batch % per_step == 0:
+            self.carried.settle()
+        fresh = inputs.pop("fresh").tolist()
+        inputs["state"] = self.carried.before(self._micro_batch, fresh)
+        loss, output = super().compute_loss(model, inputs, True, num_items_in_batch)
+        self.carried.after(self._micro_batch, output.state)
+        self._micro_batch += 1
+        return (loss, output) if return_outputs else loss
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Of every process, as transformers does; the carried states lie beside it."""
+        super()._save_rng_state(output_dir)
+        if self.carried is not None:
+            self.carried.settle()
+            self.carried.save(output_dir, self.args.process_index)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if self.carried is not None and checkpoint is not None:
+            model = cast(TitansForCausalLM, self.network).model
+            self.carried.load(checkpoint, self.args.process_index, model)
 
     def _all_finite(self, value: torch.Tensor) -> bool:
         """Whether the value is finite on every process, so that all of them stop together."""
@@ -118,6 +155,8 @@ class TitansTrainer(Trainer):
         Raises:
             NonFiniteError: always.
         """
+        if self.carried is not None:
+            self.carried.drop()
         message = f"step {self.state.global_step + 1}: {problem}"
         if tensor is not None:
             message += f"; first bad tensor: {tensor}"

@@ -1,0 +1,191 @@
+"""One run of the study behind docs/results/lasting.md: train a byte-level model, measure what its memory is worth.
+
+Trains on the default corpus (window 64, T = 512, 4,096 tokens a step, unless ``--set`` says otherwise) and writes one
+JSON file with bits per byte by position: memory on, reset at every segment, never written; and over 229,376 bytes of
+validation text read in streams of 32,768 and restarted every 512.
+``python benchmarks/lasting.py mag --variant MAG --set model.chunk_size=32``; a queue of runs: ``--jobs FILE``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from titans import count_parameters, load_model
+from titans.data import ByteTokenizer
+from titans.evaluation import nats_by_position
+from titans.experiments.machine import made_with
+from titans.experiments.text import validation_streams
+from titans.training import TrainConfig
+from titans.training.run import train
+
+BASE = {
+    "model": {
+        "vocab_size": 256, "d_model": 128, "n_layers": 2, "n_persistent": 4,
+        "chunk_size": 16, "segment_len": 64, "window": 64,
+    },
+    "data": {"length": 512},
+    "training": {
+        "steps": 600, "batch_size": 8, "lr": 3e-3, "warmup_steps": 50, "eval_every": 0, "save_every": 0,
+        "log_every": 50, "threads": 1, "engine": "chunked",
+    },
+}  # fmt: skip
+# Widths that give every variant the parameters of MAG within 5 %.
+FFN_MULT = {"transformer": 8.1, "swa": 8.1, "LMM": 5.0}
+LONG, STREAMS, PIECE = 32_768, 7, 512
+BUCKETS = (0, 64, 128, 256, 512, 2048, 8192, LONG)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", help="of the run; its file is OUTPUT/NAME-seedS.json")
+    parser.add_argument("--variant", default="MAG", choices=["LMM", "MAC", "MAG", "MAL", "swa", "transformer"])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", action="append", default=[], dest="changes", metavar="SECTION.FIELD=VALUE")
+    parser.add_argument("--short", action="store_true", help="leave the long streams out")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/raw/lasting"))
+    parser.add_argument("--jobs", type=Path, help="a file with one command line of arguments per line, run in turn")
+    options = parser.parse_args()
+    if options.jobs is None:
+        if options.name is None:
+            parser.error("NAME or --jobs")
+        return _run(options)
+    taken = options.jobs.with_suffix(".taken")
+    while (line := _next(options.jobs, taken)) is not None:
+        job = parser.parse_args(shlex.split(line))
+        try:
+            _run(job)
+        except FloatingPointError as error:
+            _write(job, {"failure": str(error)})
+    return 0
+
+
+def _next(jobs: Path, taken: Path) -> str | None:
+    """The first line of the file that no worker has taken; workers may run side by side."""
+    for line in jobs.read_text().splitlines():
+        line = line.partition("#")[0].strip()
+        if not line:
+            continue
+        try:
+            taken.mkdir(exist_ok=True)
+            (taken / hashlib.blake2b(line.encode(), digest_size=8).hexdigest()).touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        return line
+    return None
+
+
+def configure(variant: str, changes: list[str]) -> TrainConfig:
+    """The run's configuration, ``changes`` as the command line has them."""
+    raw = json.loads(json.dumps(BASE))
+    raw["model"] |= {"variant": variant, "ffn_mult": FFN_MULT.get(variant, 4.0)}
+    return TrainConfig.parse(raw, changes)
+
+
+def _run(options: argparse.Namespace) -> int:
+    if _target(options).exists():
+        print(f"{_target(options)} is there already, kept", flush=True)
+        return 0
+    print(f"== {options.name}, {options.variant}, seed {options.seed}: {' '.join(options.changes)}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        config = configure(options.variant, [*options.changes, f"training.seed={options.seed}"])
+        config.training.output_dir = folder + "/run"
+        started = time.perf_counter()
+        result = train(config, console=Console(stderr=True, force_terminal=False))
+        seconds = time.perf_counter() - started
+        if result.model_dir is None:
+            sys.exit(128 + (result.signal or 0))
+        steps = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
+        model = load_model(result.model_dir)
+        report = {"parameters": count_parameters(model), "seconds": round(seconds), **_training(steps, config)}
+        report |= _measure(model, config, long=not options.short)
+    report["config"] = config.model_dump(mode="json")
+    _write(options, report)
+    shown = {k: v for k, v in report.items() if k not in ("config", "losses", "gradient_norms")}
+    print(json.dumps(shown), flush=True)
+    return 0
+
+
+def _training(steps: list[dict], config: TrainConfig) -> dict:
+    losses = [s["loss"] for s in steps if "loss" in s]
+    norms = [s["grad_norm"] for s in steps if "grad_norm" in s]
+    return {
+        "final_loss": statistics.mean(losses[-20:]) / math.log(2),
+        "largest_gradient_norm": max(norms[config.training.warmup_steps :], default=0.0),
+        "median_gradient_norm": statistics.median(norms),
+        "losses": [round(x, 4) for x in losses],
+        "gradient_norms": [round(x, 3) for x in norms],
+    }
+
+
+def _measure(model, config: TrainConfig, long: bool) -> dict:
+    segment = config.model.segment
+    ids, _ = validation_streams(config.data, 512, 96, ByteTokenizer())
+    found = {}
+    memory = config.model.variant not in ("swa", "transformer")
+    for mode in ("on", "reset", "off") if memory else ("on",):
+        nats = nats_by_position(model, ids.split(32), segment=512 if mode == "on" else segment, memory=mode)
+        found[mode] = by_bucket(nats)
+        found[f"beyond_window_{mode}"] = nats[64:].mean().item() / math.log(2)
+    if long and config.model.variant != "transformer":
+        ids, _ = validation_streams(config.data, LONG, STREAMS, ByteTokenizer())
+        found |= _lasting(model, ids)
+    return found
+
+
+def _lasting(model, ids: Tensor) -> dict:
+    """The same bytes read continuously and restarted every 512, by position; the pieces' first bytes are left out."""
+    through = nats_by_position(model, [ids], segment=PIECE)
+    pieces = ids.view(len(ids), -1, PIECE)
+    restarted = [nats_by_position(model, [pieces[:, i]], segment=PIECE) for i in range(pieces.shape[1])]
+    # Entry t of `through` is the loss of byte t + 1. A restart cannot predict bytes 512, 1024, ...: left out.
+    same = torch.ones(LONG, dtype=torch.bool)
+    same[::PIECE] = False
+    places = torch.arange(LONG)[same]
+    continuous, fresh = through[places - 1], torch.cat(restarted)
+    found = {"continuous": by_bucket(continuous, places), "restarted": by_bucket(fresh, places)}
+    found["continuous_minus_restarted"] = {
+        k: round(found["continuous"][k] - found["restarted"][k], 4) for k in found["continuous"]
+    }
+    found["continuous_mean"] = continuous.mean().item() / math.log(2)
+    found["restarted_mean"] = fresh.mean().item() / math.log(2)
+    return found
+
+
+def by_bucket(nats: Tensor, places: Tensor | None = None) -> dict[str, float]:
+    """Mean bits per byte between the positions of ``BUCKETS``; ``places`` are the bytes' own positions."""
+    places = torch.arange(1, len(nats) + 1) if places is None else places
+    found = {}
+    for low, high in pairwise(BUCKETS):
+        inside = (places >= low) & (places < high)
+        if inside.any():
+            found[f"{low}-{high}"] = round(nats[inside].mean().item() / math.log(2), 4)
+    return found
+
+
+def _target(options: argparse.Namespace) -> Path:
+    return options.output / f"{options.name}-seed{options.seed}.json"
+
+
+def _write(options: argparse.Namespace, report: dict) -> None:
+    told = {"name": options.name, "variant": options.variant, "seed": options.seed, "changes": options.changes}
+    options.output.mkdir(parents=True, exist_ok=True)
+    report = {**told, **report, "made_with": made_with()}
+    _target(options).write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

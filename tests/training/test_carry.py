@@ -1,0 +1,83 @@
+"""Training on carried state: the streams go on exactly, from window to window and from run to run."""
+
+import math
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from runs import AtStep, losses, metrics, poison_activation, quiet
+from titans.data import StreamDataset, TokenDocuments, load_documents, load_tokenizer
+from titans.models import load_model
+from titans.training.config import ConfigError
+from titans.training.run import train
+from titans.training.trainer import NonFiniteError
+
+CARRIED = ("training.carry_state=true", "training.carry_turns=2", "training.carry_fresh=0.3")
+VARIANTS = ("LMM", "MAC", "MAG", "MAL", "swa")
+
+
+def test_fresh_starts_alone_are_training_without_carried_state(make_config, whole):
+    config = make_config("fresh", "training.carry_state=true", "training.carry_fresh=1")
+    train(config, console=quiet())
+    assert losses(config.training.output_dir) == losses(whole)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_window_goes_on_where_the_last_one_stopped(make_config, corpus, variant):
+    """With a learning rate of next to nothing every loss is that of one model reading the whole stream."""
+    config = make_config("run", f"model.variant={variant}", "model.window=10", *CARRIED, "training.lr=1e-30")
+    config.training.weight_decay = 0
+    folder = Path(train(config, console=quiet()).model_dir)
+    model = load_model(folder)
+    documents = TokenDocuments.from_texts(load_documents(corpus, "train"), load_tokenizer("bytes"))
+    windows = StreamDataset(documents, 24, streams=4, fresh=0.3, seed=config.training.seed, n_windows=16)
+    assert 4 < sum(bool(windows[i]["fresh"]) for i in range(16)) < 12
+    expected = []
+    for index in range(16):
+        first = index
+        while not windows.place(first)[1]:
+            first -= 4
+        ids = torch.cat([windows[i]["input_ids"] for i in range(first, index + 1, 4)])[None]
+        with torch.no_grad():
+            nats = F.cross_entropy(model(ids).logits[0, -24:-1], ids[0, -23:])
+        expected.append(nats.item())
+    steps = [line["loss"] for line in metrics(config.training.output_dir) if "loss" in line]
+    means = [(a + b) / 2 for a, b in zip(expected[::2], expected[1::2], strict=True)]
+    assert steps == pytest.approx(means, rel=1e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("batch", [("2", "1"), ("1", "2")])
+def test_a_resumed_run_takes_its_states_up(make_config, variant, batch):
+    size = (f"training.batch_size={batch[0]}", f"training.gradient_accumulation={batch[1]}")
+    overrides = (f"model.variant={variant}", *CARRIED, *size)
+    unbroken, parts = make_config("unbroken", *overrides), make_config("parts", *overrides)
+    train(unbroken, console=quiet())
+    train(parts, console=quiet(), callbacks=[AtStep(5, lambda model: signal.raise_signal(signal.SIGTERM))])
+    train(parts, resume=True, console=quiet())
+    assert losses(parts.training.output_dir) == losses(unbroken.training.output_dir)
+
+
+def test_a_failed_step_leaves_the_states_of_the_last_good_one(make_config):
+    unbroken, broken = make_config("unbroken", *CARRIED), make_config("broken", *CARRIED)
+    train(unbroken, console=quiet())
+    with pytest.raises(NonFiniteError, match="step 6: the loss is nan; first bad tensor: output of"):
+        train(broken, console=quiet(), callbacks=[AtStep(5, poison_activation)])
+    train(broken, resume=True, console=quiet())
+    assert losses(broken.training.output_dir) == losses(unbroken.training.output_dir)
+
+
+def test_full_attention_cannot_carry(make_config):
+    with pytest.raises(ConfigError, match="training.carry_state: full attention keeps every token it has read"):
+        make_config("run", "model.variant=transformer", "training.carry_state=true")
+
+
+def test_evaluation_reads_from_empty_memories(make_config, whole):
+    """Windows are compared between runs: what the streams of training remember must not help."""
+    config = make_config("run", *CARRIED, "training.lr=1e-30", "training.eval_every=4")
+    train(config, console=quiet())
+    evaluations = [line["eval_loss"] for line in metrics(config.training.output_dir) if "eval_loss" in line]
+    assert len(evaluations) == 2 and math.isclose(*evaluations, rel_tol=1e-6)
