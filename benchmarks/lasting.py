@@ -40,7 +40,7 @@ BASE = {
     "data": {"length": 512},
     "training": {
         "steps": 600, "batch_size": 8, "lr": 3e-3, "warmup_steps": 50, "eval_every": 0, "save_every": 0,
-        "log_every": 50, "threads": 1, "engine": "chunked",
+        "log_every": 50, "threads": 1, "engine": "compiled",
     },
 }  # fmt: skip
 # Widths that give every variant the parameters of MAG within 5 %.
@@ -156,7 +156,7 @@ def _lasting(model, ids: Tensor) -> dict:
     same[::PIECE] = False
     places = torch.arange(LONG)[same]
     continuous, fresh = through[places - 1], torch.cat(restarted)
-    found = {"continuous": by_bucket(continuous, places), "restarted": by_bucket(fresh, places)}
+    found: dict = {"continuous": by_bucket(continuous, places), "restarted": by_bucket(fresh, places)}
     found["continuous_minus_restarted"] = {
         k: round(found["continuous"][k] - found["restarted"][k], 4) for k in found["continuous"]
     }

@@ -7,6 +7,8 @@ import torch
 
 from helpers import assert_close
 from titans import MirasConfig, NeuralMemory, PersistentMemory
+from titans.memory.neural_memory import _going_on
+from titans.ops.memory import memory_read
 
 
 @pytest.fixture
@@ -48,6 +50,22 @@ def test_repetition_lowers_the_surprise(memory):
     trace = memory.trace(x)
     assert trace.surprise.shape == trace.loss.shape == trace.theta.shape == (2, 24, 2)
     assert trace.loss[:, -4:].mean() < trace.loss[:, 4:8].mean()
+
+
+@pytest.mark.parametrize("rule", [MirasConfig.titans(), MirasConfig.steady(), MirasConfig.memora(), "muon"])
+def test_a_trace_tells_what_a_write_achieved(rule):
+    torch.manual_seed(0)
+    rule = MirasConfig(algorithm="muon") if rule == "muon" else rule
+    memory = NeuralMemory(d_model=12, n_heads=2, chunk_size=4, miras=rule).double()
+    x = inputs(11)
+    trace = memory.trace(x)
+    _, state = memory(x[:, :8], return_state=True)
+    q, k, v, _ = memory._project(x, None, _going_on(x, None))
+    weights = {"weights": tuple(memory.initial_weights), "miras": memory.miras}
+    now = memory_read(k, state=state.memory, norm=(memory.norm_gain, memory.norm_bias), **weights)
+    expected = memory.miras.bias.loss(now - v, None)
+    assert_close(trace.after[:, 4:8], expected[:, 4:8], "inner loss after the chunk")
+    assert trace.after[:, 8:].isnan().all() and not trace.after[:, :8].isnan().any()
 
 
 def test_mask_gives_each_row_what_it_gives_alone(memory):

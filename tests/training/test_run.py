@@ -19,7 +19,7 @@ from titans.training.trainer import NonFiniteError
 
 
 def test_a_run_leaves_model_metrics_curve_and_checkpoints(make_config, capfd):
-    config = make_config("run", "training.eval_every=4")
+    config = make_config("run", "training.eval_every=4", "training.probe_every=2")
     output = io.StringIO()
     result = train(config, console=Console(file=output))
     folder = Path(config.training.output_dir)
@@ -27,12 +27,25 @@ def test_a_run_leaves_model_metrics_curve_and_checkpoints(make_config, capfd):
     assert capfd.readouterr() == ("", "")
     assert "step 8/8" in output.getvalue() and "bits per byte" in output.getvalue()
     assert sorted(p.name for p in folder.iterdir()) == [
-        "checkpoint-6", "checkpoint-8", "config.yaml", "curve.png", "metrics.jsonl", "model",
+        "checkpoint-6", "checkpoint-8", "config.yaml", "curve.png", "memory.png", "metrics.jsonl", "model",
     ]  # fmt: skip
     assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
     steps = [line for line in metrics(folder) if "loss" in line]
     assert [line["step"] for line in steps] == list(range(1, 9))
     assert set(steps[0]) == {"step", "loss", "lr", "grad_norm", "tokens_per_s"}
+    assert [line["step"] for line in steps if "memory" in line] == [2, 4, 6, 8]
+    assert set(steps[1]["gradient_norms"]) == {
+        "embedding",
+        "attention",
+        "memory",
+        "memory gates",
+        "feed-forward",
+        "rest",
+    }
+    # Squares add up to that of the whole, before clipping.
+    whole = math.hypot(*steps[1]["gradient_norms"].values())
+    assert whole == pytest.approx(steps[1]["grad_norm"], rel=1e-4)
+    assert (folder / "memory.png").read_bytes().startswith(b"\x89PNG")
     assert [line["step"] for line in metrics(folder) if "eval_loss" in line] == [4, 8]
     assert result.step == 8 and result.signal is None
     assert steps[-1]["loss"] < steps[0]["loss"]
@@ -161,6 +174,15 @@ def test_bf16_trains_with_float32_weights(make_config, whole):
     first, reference = metrics(config.training.output_dir)[0], metrics(whole)[0]
     assert first["loss"] == pytest.approx(reference["loss"], rel=0.02)
     assert first["loss"] != reference["loss"]
+
+
+def test_probing_changes_nothing(make_config, whole):
+    config = make_config("probed", "training.probe_every=1")
+    train(config, console=quiet())
+    plain = [(line["loss"], line["grad_norm"]) for line in metrics(whole) if "loss" in line]
+    assert [
+        (line["loss"], line["grad_norm"]) for line in metrics(config.training.output_dir) if "loss" in line
+    ] == plain
 
 
 def test_no_evaluation_and_no_checkpoints_between(make_config):

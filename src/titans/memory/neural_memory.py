@@ -6,6 +6,7 @@ Legend: B batch, T tokens, H memory heads, D head width (d_model / H), C chunk.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, overload
 
@@ -69,6 +70,8 @@ class NeuralMemory(nn.Module):
 
     Attributes:
         engine: "chunked"; set it to "compiled" to run whole chunks through ``torch.compile``.
+        observer: called with x and the states before and after, each time the memory has read something; see
+            `titans.evaluation.probe_memories`.
 
     Raises:
         ValueError: a width that does not divide, or a shorthand that contradicts ``miras``.
@@ -108,6 +111,7 @@ class NeuralMemory(nn.Module):
         self.miras = resolve_miras(miras, n_layers, d_hidden, use_momentum, d_model, n_heads)
         self.use_decay = use_decay is not False
         self.engine: Engine = "chunked"
+        self.observer: Callable[[Tensor, NeuralMemoryState | None, NeuralMemoryState], None] | None = None
         self.qkv_activation = qkv_activation
         self.theta_max = self.miras.pace / self.head_dim if theta_max is None else theta_max
 
@@ -212,7 +216,10 @@ class NeuralMemory(nn.Module):
             q, k, v, lengths=lengths, store_mask=store_mask, chunk_size=self.chunk_size,
             state=None if state is None else state.memory, engine=self.engine, **self._writing(x),
         )  # fmt: skip
-        return read, NeuralMemoryState(memory, tail, place.after)
+        after = NeuralMemoryState(memory, tail, place.after)
+        if self.observer is not None:
+            self.observer(x, state, after)
+        return read, after
 
     def retrieve(self, x: Tensor, state: NeuralMemoryState | None = None) -> Tensor:
         """Read x [B, T, d_model] from the memory as the state left it; nothing is written."""

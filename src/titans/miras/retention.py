@@ -153,6 +153,25 @@ class SphereRetention(Retention):
         return accumulated * torch.where(alive, anchor / torch.where(alive, found, 1), 1)
 
 
+class BallRetention(Retention):
+    """Every row of A stays within a distance of that row in the learned initial weights A_0.
+
+    The distance is ``radius`` times the row's norm in A_0. What A_0 knows is never lost, and a memory that has read
+    much differs from a fresh one no more than one that has read a little.
+    """
+
+    name: ClassVar[str] = "ball"
+    replaces: ClassVar[bool] = True
+    radius: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+
+    def project(self, accumulated: Tensor, anchor: Tensor) -> Tensor:
+        moved = accumulated - anchor
+        limit = self.radius * torch.linalg.vector_norm(anchor, dim=-1, keepdim=True)
+        distance = torch.linalg.vector_norm(moved, dim=-1, keepdim=True)
+        beyond = distance > limit
+        return anchor + moved * torch.where(beyond, limit / torch.where(beyond, distance, 1), 1)
+
+
 def _spread(weights: Tensor) -> Tensor:
     """Weights of a plain network, of standard deviation 1/√in (a diagonal's: 1), at a standard deviation of 2."""
     return 2 * weights * (weights.shape[-1] ** 0.5 if weights.dim() == 3 else 1)

@@ -4,6 +4,8 @@ import json
 import signal
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,11 +15,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from titans.training.checkpoints import write_whole
-from titans.training.curve import plot_curve
 
 
 class Metrics(TrainerCallback):
     """Writes one line of JSON per step (step, loss, lr, grad_norm, tokens_per_s) and one per evaluation.
+
+    Every ``probe_every`` steps a line also holds ``gradient_norms`` by part of the model, and ``memory``, one
+    `titans.evaluation.MemoryReading` per layer.
 
     Args:
         path: the file, appended to.
@@ -47,6 +51,7 @@ class Metrics(TrainerCallback):
         if "loss" in logs:
             record = {"loss": logs["loss"], "lr": logs["learning_rate"], "grad_norm": logs["grad_norm"]}
             record["tokens_per_s"] = round(self.tokens_per_s, 1)
+            record |= {name: logs[name] for name in ("gradient_norms", "memory") if name in logs}
         else:
             record = {name: value for name, value in logs.items() if name in ("eval_loss", "eval_bpb")}
         self.last.update(record)
@@ -61,17 +66,23 @@ class Metrics(TrainerCallback):
         self._mark = time.perf_counter()
 
 
-class Curve(TrainerCallback):
-    """Redraws the curve from the metrics file at every evaluation and at the end."""
+class Pictures(TrainerCallback):
+    """Redraws the pictures from the metrics file at every evaluation and at the end.
 
-    def __init__(self, metrics: Path, image: Path):
+    Args:
+        metrics: the file.
+        pictures: what draws from it, by the PNG that it writes.
+    """
+
+    def __init__(self, metrics: Path, pictures: dict[Path, Callable[[Path, Path], None]]):
         self.metrics = metrics
-        self.image = image
+        self.pictures = pictures
         self._drawn_at: int | None = None
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if state.is_world_process_zero and self._drawn_at != state.global_step:
-            write_whole(self.image, lambda temporary: plot_curve(self.metrics, temporary))
+            for image, draw in self.pictures.items():
+                write_whole(image, partial(draw, self.metrics))
             self._drawn_at = state.global_step
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):

@@ -12,13 +12,14 @@ from titans.training.config import ConfigError, TrainConfig, read_mapping
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 CURVE_FILE = "curve.png"
+MEMORY_FILE = "memory.png"
 MODEL_DIR = "model"
 
 # Settings of the training section that a resumed run may change: they do not move a single weight, except ``steps``,
 # which sets a new end of the schedule.
 FREE_ON_RESUME = {
     *("output_dir", "steps", "eval_every", "eval_tokens", "save_every", "keep_checkpoints", "log_every"),
-    *("threads", "device", "engine"),
+    *("threads", "device", "engine", "probe_every"),
 }
 
 

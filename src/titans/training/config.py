@@ -65,6 +65,8 @@ class TrainingSection(Section):
         save_every: steps between checkpoints, 0 for one at the end only.
         keep_checkpoints: how many of the newest checkpoints stay.
         log_every: steps between printed lines where no progress bar can be drawn; metrics.jsonl has every step.
+        probe_every: steps between looks into the memories (metrics.jsonl, memory.png), 0 for none. A look reads one
+            window without gradients.
         carry_state: each row reads consecutive windows of a document, from the state its last window left behind; the
             gradient stays inside a window (back-propagation further back: a larger ``data.length``).
         carry_fresh: share of windows that start afresh though their document goes on.
@@ -91,6 +93,7 @@ class TrainingSection(Section):
     save_every: int = Field(500, ge=0)
     keep_checkpoints: int = Field(2, ge=1)
     log_every: int = Field(10, ge=1)
+    probe_every: int = Field(10, ge=0)
     carry_state: bool = False
     carry_fresh: float = Field(0.1, ge=0, le=1)
     carry_turns: int = Field(4, ge=1)

@@ -15,8 +15,9 @@ from transformers.utils import logging as transformers_logging
 from titans.data import StreamDataset, WindowDataset
 from titans.hf import TitansForCausalLM, TitansHFConfig
 from titans.training import checkpoints
-from titans.training.callbacks import Curve, Display, Metrics, StopOnSignal
+from titans.training.callbacks import Display, Metrics, Pictures, StopOnSignal
 from titans.training.config import TrainConfig, TrainingSection
+from titans.training.curve import plot_curve, plot_memory
 from titans.training.data import RunData, load_data, save_tokenizer
 from titans.training.trainer import TitansTrainer
 
@@ -48,7 +49,7 @@ def train(
     console: Console | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainResult:
-    """Train a model and leave checkpoints, metrics.jsonl, curve.png, config.yaml and the final model in output_dir.
+    """Train a model and leave checkpoints, metrics.jsonl, pictures, config.yaml and the final model in output_dir.
 
     Args:
         config: the run.
@@ -100,7 +101,10 @@ def _assemble(
     windows_per_step = settings.batch_size * settings.gradient_accumulation * arguments.world_size
     metrics = Metrics(Path(settings.output_dir) / checkpoints.METRICS_FILE, windows_per_step * config.data.length)
     display = Display(console, metrics, settings.log_every)
-    curve = Curve(metrics.path, Path(settings.output_dir) / checkpoints.CURVE_FILE)
+    drawn = {checkpoints.CURVE_FILE: plot_curve}
+    if settings.probe_every and config.model.variant not in ("transformer", "swa"):
+        drawn[checkpoints.MEMORY_FILE] = plot_memory
+    pictures = Pictures(metrics.path, {Path(settings.output_dir) / name: draw for name, draw in drawn.items()})
     set_seed(settings.seed)
     model = TitansForCausalLM(TitansHFConfig(config.model))
     model.model.set_engine(settings.engine)
@@ -111,7 +115,7 @@ def _assemble(
         args=arguments,
         train_dataset=_windows(config, data, windows_per_step, arguments.world_size),
         eval_dataset=data.validation,
-        callbacks=[metrics, curve, display, *callbacks],
+        callbacks=[metrics, pictures, display, *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer, metrics, display

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from typing import Any, NoReturn, cast
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer
 
 from titans.data import bits_per_byte
+from titans.evaluation import probe_memories
 from titans.hf import TitansForCausalLM
 from titans.training.carry import CarriedStates
 from titans.training.checkpoints import last_checkpoint
@@ -39,6 +41,7 @@ class TitansTrainer(Trainer):
         self.bytes_per_token = bytes_per_token
         self.carried = CarriedStates(settings.carry_turns) if settings.carry_state else None
         self._micro_batch: int | None = None  # the process's next one, None before the first
+        self._seen: dict[str, Any] = {}  # by the probe, until the step is logged
         self._inputs: dict[str, Any] = {}  # of the last one, as the model got them
         super().__init__(**kwargs)
 
@@ -72,6 +75,8 @@ class TitansTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Hand the numbers to the callbacks; the metrics file is the history, not ``trainer_state.json``."""
+        if "loss" in logs:
+            logs, self._seen = {**logs, **self._seen}, {}
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
     def evaluate(
@@ -108,7 +113,20 @@ class TitansTrainer(Trainer):
             norm = torch.nn.utils.get_total_norm(gradients)
             if not self._all_finite(norm):
                 self._stop(f"the gradient norm is {norm.item()}", first_bad_gradient(self.network))
+            if self.settings.probe_every and (self.state.global_step + 1) % self.settings.probe_every == 0:
+                self._look()
         return loss
+
+    def _look(self) -> None:
+        """Measure the outer gradients, and the memories on the first row of the last micro-batch."""
+        state = self._inputs.get("state")
+        model = cast(TitansForCausalLM, self.network).model
+        first = None if state is None else state.select([0])
+        try:
+            readings = probe_memories(model, self._inputs["input_ids"][:1], first)
+        except FloatingPointError as error:
+            self._stop(str(error))
+        self._seen = {"gradient_norms": gradient_norms(self.network), "memory": [asdict(r) for r in readings]}
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -124,7 +142,7 @@ class TitansTrainer(Trainer):
             self.carried.settle()
         fresh = inputs.pop("fresh").tolist()
         inputs["state"] = self.carried.before(self._micro_batch, fresh)
-        loss, output = super().compute_loss(model, inputs, True, num_items_in_batch)
+        loss, output = cast(tuple[Tensor, Any], super().compute_loss(model, inputs, True, num_items_in_batch))
         self.carried.after(self._micro_batch, output.state)
         self._micro_batch += 1
         return (loss, output) if return_outputs else loss
@@ -181,6 +199,20 @@ def row_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor
     targets = labels[:, 1:]
     losses = F.cross_entropy(logits[:, :-1].transpose(1, 2).float(), targets, ignore_index=-100, reduction="none")
     return losses.sum(1), (targets != -100).sum(1)
+
+
+PARTS = {"gates": "memory gates", "memory": "memory", "attention": "attention", "ffn": "feed-forward"}
+
+
+def gradient_norms(model: nn.Module) -> dict[str, float]:
+    """Norm of the outer gradient by part of the model: embedding, each of ``PARTS``, and the rest."""
+    found: dict[str, list[torch.Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            words = name.split(".")
+            part = next((told for word, told in PARTS.items() if word in words), "rest")
+            found.setdefault("embedding" if "embedding" in words else part, []).append(parameter.grad)
+    return {part: torch.nn.utils.get_total_norm(gradients).item() for part, gradients in found.items()}
 
 
 def first_bad_gradient(model: nn.Module) -> str:

@@ -37,10 +37,12 @@ class Block:
 
 @dataclass(frozen=True)
 class Trace:
-    """Per token, [G, T]: the norm of the gradient and the inner loss, both at the chunk's start."""
+    """Per token, [G, T]: the norm of the gradient and the inner loss, both at the chunk's start; the inner loss at the
+    chunk's end, NaN while it is open."""
 
     surprise: Tensor
     loss: Tensor
+    after: Tensor
 
 
 def chunked_scan(
@@ -204,6 +206,10 @@ class _Walk:
                 self.rule, self.weights, self.momentum, inputs, errors, block.decay
             )
             y, self.chunk = finish(self.rule, self.used, block.q, y), None
+            if self.traces:
+                residual = self.rule.value(block.k, self.rule.applied(self.used)) - block.v
+                after = self.rule.miras.bias.loss(residual, block.delta)
+                self.traces[-1] = replace(self.traces[-1], after=after)
         elif gates is not None:
             self.chunk = OpenChunk(inputs, errors, gates)
         self.pieces.append(y)
@@ -244,7 +250,8 @@ class _Walk:
         if self.traces is not None:
             norms = (map_kind(w).surprise(a, e) for w, a, e in zip(self.used, inputs, errors, strict=True))
             loss = self.rule.miras.bias.loss(residual, block.delta)
-            self.traces.append(Trace(sum(norms, start=torch.zeros(())).sqrt(), loss))
+            surprise = sum(norms, start=torch.zeros((), device=loss.device)).sqrt()
+            self.traces.append(Trace(surprise, loss, torch.full_like(loss, torch.nan)))
         if self.chunk is not None:
             inputs = tuple(torch.cat(pair, 1) for pair in zip(self.chunk.inputs, inputs, strict=True))
             errors = tuple(torch.cat(pair, 1) for pair in zip(self.chunk.errors, errors, strict=True))

@@ -29,12 +29,14 @@ class MemoryTrace:
 
     Attributes:
         surprise: ‖g_t‖, the norm of the gradient over all maps.
-        loss: the inner loss ℓ(W_c; k_t, v_t).
+        loss: the inner loss ℓ(W_c; k_t, v_t), at the weights of the chunk's start.
+        after: the same at the weights of the chunk's end, NaN where the chunk is still open.
         theta, eta, alpha: the gates (None where a term is off), channel gates as their mean.
     """
 
     surprise: Tensor
     loss: Tensor
+    after: Tensor
     theta: Tensor
     eta: Tensor | None
     alpha: Tensor | None
@@ -127,11 +129,11 @@ def memory_trace(
         q, k, v, gates, weights, miras, chunk_size, state, "chunked", None, None, norm, delta, steps, None, traces
     )  # fmt: skip
     batch, heads = q.shape[0], q.shape[2]
-    surprise, loss = (
+    surprise, loss, after = (
         torch.cat([getattr(t, name) for t in traces], 1).unflatten(0, (batch, heads)).transpose(1, 2)
-        for name in ("surprise", "loss")
+        for name in ("surprise", "loss", "after")
     )
-    return MemoryTrace(surprise, loss, _mean(theta), eta, None if alpha is None else _mean(alpha))
+    return MemoryTrace(surprise, loss, after, _mean(theta), eta, None if alpha is None else _mean(alpha))
 
 
 def _mean(gate: Gate) -> Tensor:
