@@ -3,19 +3,16 @@
 Trains on the default corpus (window 64, T = 512, 4,096 tokens a step, unless ``--set`` says otherwise) and writes one
 JSON file with bits per byte by position: memory on, reset at every segment, never written; and over 229,376 bytes of
 validation text read in streams of 32,768 and restarted every 512.
-``python benchmarks/lasting.py mag --variant MAG --set model.chunk_size=32``; a queue of runs: ``--jobs FILE``.
+``python benchmarks/lasting.py mag-c32 --variant MAG --set model.chunk_size=32``
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
-import shlex
 import statistics
 import sys
-import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +27,8 @@ from titans.evaluation import nats_by_position
 from titans.experiments.machine import made_with
 from titans.experiments.text import validation_streams
 from titans.training import TrainConfig
+from titans.training.checkpoints import last_checkpoint
+from titans.training.curve import read_metrics
 from titans.training.run import train
 
 BASE = {
@@ -39,7 +38,7 @@ BASE = {
     },
     "data": {"length": 512},
     "training": {
-        "steps": 600, "batch_size": 8, "lr": 3e-3, "warmup_steps": 50, "eval_every": 0, "save_every": 0,
+        "steps": 600, "batch_size": 8, "lr": 3e-3, "warmup_steps": 50, "eval_every": 0, "save_every": 100,
         "log_every": 50, "threads": 1, "engine": "compiled",
     },
 }  # fmt: skip
@@ -51,41 +50,19 @@ BUCKETS = (0, 64, 128, 256, 512, 2048, 8192, LONG)
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="?", help="of the run; its file is OUTPUT/NAME-seedS.json")
+    parser.add_argument("name", help="of the run; its file is OUTPUT/NAME-seedS.json")
     parser.add_argument("--variant", default="MAG", choices=["LMM", "MAC", "MAG", "MAL", "swa", "transformer"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[], dest="changes", metavar="SECTION.FIELD=VALUE")
     parser.add_argument("--short", action="store_true", help="leave the long streams out")
     parser.add_argument("--output", type=Path, default=Path("docs/results/raw/lasting"))
-    parser.add_argument("--jobs", type=Path, help="a file with one command line of arguments per line, run in turn")
     options = parser.parse_args()
-    if options.jobs is None:
-        if options.name is None:
-            parser.error("NAME or --jobs")
+    try:
         return _run(options)
-    taken = options.jobs.with_suffix(".taken")
-    while (line := _next(options.jobs, taken)) is not None:
-        job = parser.parse_args(shlex.split(line))
-        try:
-            _run(job)
-        except FloatingPointError as error:
-            _write(job, {"failure": str(error)})
-    return 0
-
-
-def _next(jobs: Path, taken: Path) -> str | None:
-    """The first line of the file that no worker has taken; workers may run side by side."""
-    for line in jobs.read_text().splitlines():
-        line = line.partition("#")[0].strip()
-        if not line:
-            continue
-        try:
-            taken.mkdir(exist_ok=True)
-            (taken / hashlib.blake2b(line.encode(), digest_size=8).hexdigest()).touch(exist_ok=False)
-        except FileExistsError:
-            continue
-        return line
-    return None
+    except FloatingPointError as error:
+        _write(options, {"failure": str(error)})
+        print(error, file=sys.stderr)
+        return 1
 
 
 def configure(variant: str, changes: list[str]) -> TrainConfig:
@@ -100,21 +77,22 @@ def _run(options: argparse.Namespace) -> int:
         print(f"{_target(options)} is there already, kept", flush=True)
         return 0
     print(f"== {options.name}, {options.variant}, seed {options.seed}: {' '.join(options.changes)}", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        config = configure(options.variant, [*options.changes, f"training.seed={options.seed}"])
-        config.training.output_dir = folder + "/run"
-        started = time.perf_counter()
-        result = train(config, console=Console(stderr=True, force_terminal=False))
-        seconds = time.perf_counter() - started
+    config = configure(options.variant, [*options.changes, f"training.seed={options.seed}"])
+    folder = Path("runs/lasting") / f"{options.name}-seed{options.seed}"
+    config.training.output_dir = str(folder)
+    started = time.perf_counter()
+    if not (folder / "model").exists():
+        result = train(config, last_checkpoint(folder) is not None, Console(stderr=True, force_terminal=False))
         if result.model_dir is None:
             sys.exit(128 + (result.signal or 0))
-        steps = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
-        model = load_model(result.model_dir)
-        report = {"parameters": count_parameters(model), "seconds": round(seconds), **_training(steps, config)}
-        report |= _measure(model, config, long=not options.short)
+    seconds = time.perf_counter() - started
+    model = load_model(folder / "model")
+    steps = read_metrics(folder / "metrics.jsonl")
+    report = {"parameters": count_parameters(model), "seconds": round(seconds), **_training(steps, config)}
+    report |= _measure(model, config, long=not options.short)
     report["config"] = config.model_dump(mode="json")
     _write(options, report)
-    shown = {k: v for k, v in report.items() if k not in ("config", "losses", "gradient_norms")}
+    shown = {k: v for k, v in report.items() if k not in ("config", "losses", "gradient_norms", "memory")}
     print(json.dumps(shown), flush=True)
     return 0
 
@@ -128,6 +106,7 @@ def _training(steps: list[dict], config: TrainConfig) -> dict:
         "median_gradient_norm": statistics.median(norms),
         "losses": [round(x, 4) for x in losses],
         "gradient_norms": [round(x, 3) for x in norms],
+        "memory": next((s["memory"] for s in reversed(steps) if "memory" in s), []),
     }
 
 

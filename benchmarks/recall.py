@@ -1,7 +1,8 @@
-"""MQAR: does the memory recall pairs, and does it still at 16 times the training length?
+"""MQAR: does the memory recall pairs, and does it still at 64 times the training length?
 
-Trains an LMM (steady, C = 16) and the sliding-window baseline (window 16) on MQAR with T = 64, 6 pairs and 128 tokens
-of vocabulary, and scores both at longer lengths. ``python benchmarks/recall.py --output docs/results/raw/recall.json``.
+Trains the four models (C = 16, segments and windows of 16) and the sliding-window baseline on MQAR with T = 64, 6 pairs
+and 128 tokens of vocabulary, and scores them at longer lengths.
+``python benchmarks/recall.py --output docs/results/raw/recall.json``; another rule: ``--set miras=titans``.
 """
 
 from __future__ import annotations
@@ -13,35 +14,39 @@ import sys
 from pathlib import Path
 
 import torch
+import yaml
 
 from titans import TitansConfig, count_parameters
 from titans.experiments.recall import RecallTask, score_recall, train_recall
 
 PAIRS, VOCABULARY, TRAINED_AT = 6, 128, 64
-MODELS = {
-    "LMM": TitansConfig(variant="LMM", vocab_size=VOCABULARY, d_model=64, n_layers=2, chunk_size=16, n_persistent=0),
-    "swa": TitansConfig(variant="swa", vocab_size=VOCABULARY, d_model=64, n_layers=2, window=16),
-}
+FIELDS = {
+    "vocab_size": VOCABULARY, "d_model": 64, "n_layers": 2, "chunk_size": 16, "segment_len": 16, "window": 16,
+    "n_persistent": 0,
+}  # fmt: skip
+MODELS = ("LMM", "MAC", "MAG", "MAL", "swa")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=4e-3)
-    parser.add_argument("--lengths", nargs="+", type=int, default=[64, 256, 1024])
+    parser.add_argument("--lengths", nargs="+", type=int, default=[64, 256, 1024, 4096])
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of the model")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    changes = {name: yaml.safe_load(value) for name, _, value in (change.partition("=") for change in options.set)}
     results = []
     for name in options.models:
         for seed in options.seeds:
             print(f"{name}, seed {seed}", flush=True)
             task = RecallTask(
-                model=MODELS[name], length=TRAINED_AT, pairs=PAIRS,
+                model=TitansConfig(variant=name, **{**FIELDS, **changes}), length=TRAINED_AT, pairs=PAIRS,
                 steps=options.steps, batch_size=options.batch, lr=options.lr,
             )  # fmt: skip
             model, run = train_recall(task, seed, lambda line: print(line, flush=True))
