@@ -153,6 +153,36 @@ def test_padding_inside_and_behind_changes_nothing(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("stored", [False, True])
+def test_rows_that_start_anew_march_in_step_with_the_others(variant, stored, monkeypatch):
+    """As training on carried state has it: windows of whole segments, some rows reset. No detour over ragged rows."""
+    model, first, second = small(variant), ids(3, 16), ids(3, 16, seed=2)
+    state = model(first).state.detach()
+    monkeypatch.setattr(chunked, "_ragged_scan", None)
+    monkeypatch.setattr(mac.MACMixer, "_ragged", None)
+    flags = {"store_mask": torch.rand(3, 16, generator=torch.Generator().manual_seed(0)) < 0.5} if stored else {}
+    out = model(second, state=state.reset([0, 2]), **flags)
+    monkeypatch.undo()
+
+    def alone(row):
+        mine = {name: value[row : row + 1] for name, value in flags.items()}
+        return model(second[row : row + 1], state=state.select([1]) if row == 1 else None, **mine)
+
+    for row in range(3):
+        assert_close(out.logits[row : row + 1], alone(row).logits, f"row {row}")
+        further = model(first[row : row + 1], state=out.state.select([row])).logits
+        assert_close(further, model(first[row : row + 1], state=alone(row).state).logits, f"row {row}, going on")
+    parameters = dict(model.named_parameters())
+    together = torch.autograd.grad(out.logits.square().sum(), parameters.values(), allow_unused=True)
+    total = torch.stack([alone(row).logits.square().sum() for row in range(3)]).sum()
+    apart = torch.autograd.grad(total, parameters.values(), allow_unused=True)
+    for name, a, b in zip(parameters, together, apart, strict=True):
+        assert (a is None) == (b is None), name
+        if a is not None and b is not None:
+            assert_close(a, b, f"gradient of {name}", 1e-8)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_reset_row_equals_a_new_stream(variant):
     model, x, y = small(variant), ids(tokens=10), ids(tokens=11, seed=5)
     state = model(x).state

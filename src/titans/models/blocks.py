@@ -79,11 +79,11 @@ class MALMixer(nn.Module):
         self.attention = Attention(config.d_model, config.attention_heads, config.window, config.rope_base)
 
     def forward(self, x: Tensor, state: MALState | None, place: Place, store: Tensor | None) -> tuple[Tensor, MALState]:
-        y, memory, joined = self.branch(x, None if state is None else state.memory, place, store)
+        y, memory, first = self.branch(x, None if state is None else state.memory, place, store)
         prefix = self.branch.persistent.n_tokens if self.branch.persistent else 0
         persistent = None if state is None else state.persistent
-        if prefix and any(place.starting):
-            first = self.norm(joined[:, :prefix])
+        if first is not None:
+            first = self.norm(first)
             if persistent is None:
                 persistent = first
             elif not all(place.starting):

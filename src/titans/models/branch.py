@@ -5,6 +5,7 @@ Legend: B batch, T tokens, P persistent tokens.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -41,20 +42,36 @@ class PrefixedMemory(nn.Module):
 
     def forward(
         self, x: Tensor, state: NeuralMemoryState | None, place: Place, store: Tensor | None
-    ) -> tuple[Tensor, NeuralMemoryState, Tensor]:
-        """Outputs at x [B, T, d_model], the state, and outputs at [P‖x] for the rows that start here."""
-        if self.persistent is None or not any(place.starting):
+    ) -> tuple[Tensor, NeuralMemoryState, Tensor | None]:
+        """Outputs at x [B, T, d_model], the state, and outputs at P [B, P, d_model] for the rows that start here; None
+        where none does."""
+        starting = place.starting
+        if self.persistent is None or not any(starting):
             y, state = self.memory.advance(x, state, place.lengths, store)
-            return y, state, y
+            return y, state, None
         prefix, lengths = self.persistent.n_tokens, place.lengths
+        if state is not None and lengths is None and not all(starting) and self._in_step(state, starting):
+            # Rows that start write P on their own and then march in step with the others.
+            rows = [row for row, starts in enumerate(starting) if starts]
+            first, fresh = self.memory.advance(self.persistent.P.expand(len(rows), -1, -1).to(x.dtype), None)
+            y, state = self.memory.advance(x, state.put(rows, fresh), None, store)
+            at = torch.tensor(rows, device=x.device)
+            return y, state, first.new_zeros(x.shape[0], *first.shape[1:]).index_copy(0, at, first)
         joined = self.persistent(x)
         if store is not None:
             store = F.pad(store, (prefix, 0), value=True)
-        if not all(place.starting):
-            offsets = [0 if s else prefix for s in place.starting]
+        if not all(starting):
+            offsets = [0 if s else prefix for s in starting]
             joined = columns(joined, offsets, joined.shape[1])
             store = None if store is None else columns(store, offsets, store.shape[1])
-        if lengths is not None or not all(place.starting):
-            lengths = tuple(n + prefix * s for n, s in zip(place.counts, place.starting, strict=True))
+        if lengths is not None or not all(starting):
+            lengths = tuple(n + prefix * s for n, s in zip(place.counts, starting, strict=True))
         y, state = self.memory.advance(joined, state, lengths, store)
-        return columns(y, [prefix * s for s in place.starting], x.shape[1]), state, y
+        return columns(y, [prefix * s for s in starting], x.shape[1]), state, y[:, :prefix]
+
+    def _in_step(self, state: NeuralMemoryState, starting: tuple[bool, ...]) -> bool:
+        """Do the rows that go on stand at the place in their chunk at which P leaves a new one?"""
+        assert self.persistent is not None
+        phase, chunk = self.persistent.n_tokens % self.memory.chunk_size, state.memory.chunk
+        others = {p for p, starts in zip(state.memory.phases, starting, strict=True) if not starts}
+        return others == {phase} and (0 if chunk is None else chunk.width) == phase

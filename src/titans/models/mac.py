@@ -76,10 +76,11 @@ class MACMixer(nn.Module):
         context = self.memory.normalise(context)
         plain = self.attention.queries(x)
         keys, values = self.attention.keys_values(x)
-        angles = self.attention.angles(place, plain, self.segment)
+        phases = tuple(seen % self.segment for seen in place.seen)
+        angles = self.attention.angles(Place(phases, place.tokens), plain, self.segment)
         queries, keys = apply_rotary(plain, *angles), apply_rotary(keys, *angles)
         whole = (context, plain, queries, keys, values)
-        if place.lengths is None and len(set(place.seen)) == 1:
+        if place.lengths is None and len(set(phases)) == 1:
             y, read, state = self._uniform(whole, angles, state, place, store)
         else:
             y, read, state = self._ragged(whole, angles, state, place, store)

@@ -54,6 +54,27 @@ class State:
         """
         return _reset(self, frozenset(_row_numbers(rows, _batch(self))))
 
+    def put(self: T, rows: Sequence[int], new: T) -> T:
+        """The same state with its ``rows`` taken from ``new``, whose row i becomes ``rows[i]``.
+
+        Both must hold tensors of the same shapes, apart from the batch.
+        """
+        return _put(self, new, tuple(rows))
+
+
+def _put(value: Any, new: Any, rows: tuple[int, ...]) -> Any:
+    if isinstance(value, Tensor):
+        return value.index_copy(0, torch.tensor(rows, device=value.device), new.to(value.dtype))
+    if isinstance(value, tuple):
+        if value and all(isinstance(item, int) for item in value):
+            taken = dict(zip(rows, new, strict=True))
+            return tuple(taken.get(i, n) for i, n in enumerate(value))
+        return tuple(_put(a, b, rows) for a, b in zip(value, new, strict=True))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = (f.name for f in dataclasses.fields(value))
+        return type(value)(**{name: _put(getattr(value, name), getattr(new, name), rows) for name in fields})
+    return value
+
 
 def _row_numbers(rows: Sequence[int] | Tensor, batch: int) -> list[int]:
     index = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows)).flatten()
