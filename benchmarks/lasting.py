@@ -54,7 +54,7 @@ def main() -> int:
     parser.add_argument("--variant", default="MAG", choices=["LMM", "MAC", "MAG", "MAL", "swa", "transformer"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[], dest="changes", metavar="SECTION.FIELD=VALUE")
-    parser.add_argument("--short", action="store_true", help="leave the long streams out")
+    parser.add_argument("--measure", choices=["all", "windows", "nothing"], default="all", help="after training")
     parser.add_argument("--output", type=Path, default=Path("docs/results/raw/lasting"))
     options = parser.parse_args()
     try:
@@ -89,7 +89,11 @@ def _run(options: argparse.Namespace) -> int:
     model = load_model(folder / "model")
     steps = read_metrics(folder / "metrics.jsonl")
     report = {"parameters": count_parameters(model), "seconds": round(seconds), **_training(steps, config)}
-    report |= _measure(model, config, long=not options.short)
+    if options.measure != "nothing":
+        report |= _windows(model, config)
+    if options.measure == "all" and config.model.variant != "transformer":
+        ids, _ = validation_streams(config.data, LONG, STREAMS, ByteTokenizer())
+        report |= _lasting(model, ids)
     report["config"] = config.model_dump(mode="json")
     _write(options, report)
     shown = {k: v for k, v in report.items() if k not in ("config", "losses", "gradient_norms", "memory")}
@@ -110,18 +114,15 @@ def _training(steps: list[dict], config: TrainConfig) -> dict:
     }
 
 
-def _measure(model, config: TrainConfig, long: bool) -> dict:
-    segment = config.model.segment
-    ids, _ = validation_streams(config.data, 512, 96, ByteTokenizer())
+def _windows(model, config: TrainConfig) -> dict:
+    """Bits per byte by position in validation windows of the training length."""
+    ids, _ = validation_streams(config.data, config.data.length, 96, ByteTokenizer())
     found = {}
-    memory = config.model.variant not in ("swa", "transformer")
-    for mode in ("on", "reset", "off") if memory else ("on",):
-        nats = nats_by_position(model, ids.split(32), segment=512 if mode == "on" else segment, memory=mode)
+    for mode in ("on",) if config.model.variant in ("swa", "transformer") else ("on", "reset", "off"):
+        segment = config.model.segment if mode == "reset" else config.data.length
+        nats = nats_by_position(model, ids.split(32), segment=segment, memory=mode)
         found[mode] = by_bucket(nats)
-        found[f"beyond_window_{mode}"] = nats[64:].mean().item() / math.log(2)
-    if long and config.model.variant != "transformer":
-        ids, _ = validation_streams(config.data, LONG, STREAMS, ByteTokenizer())
-        found |= _lasting(model, ids)
+        found[f"beyond_window_{mode}"] = nats[config.model.window :].mean().item() / math.log(2)
     return found
 
 
