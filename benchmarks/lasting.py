@@ -54,7 +54,7 @@ def main() -> int:
     parser.add_argument("--variant", default="MAG", choices=["LMM", "MAC", "MAG", "MAL", "swa", "transformer"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[], dest="changes", metavar="SECTION.FIELD=VALUE")
-    parser.add_argument("--measure", choices=["all", "windows", "nothing"], default="all", help="after training")
+    parser.add_argument("--measure", choices=["all", "quick", "nothing"], default="all", help="after training")
     parser.add_argument("--output", type=Path, default=Path("docs/results/raw/lasting"))
     options = parser.parse_args()
     try:
@@ -90,10 +90,11 @@ def _run(options: argparse.Namespace) -> int:
     steps = read_metrics(folder / "metrics.jsonl")
     report = {"parameters": count_parameters(model), "seconds": round(seconds), **_training(steps, config)}
     if options.measure != "nothing":
-        report |= _windows(model, config)
-    if options.measure == "all" and config.model.variant != "transformer":
-        ids, _ = validation_streams(config.data, LONG, STREAMS, ByteTokenizer())
-        report |= _lasting(model, ids)
+        quick = options.measure == "quick"
+        report |= _windows(model, config, 32 if quick else 96)
+        if config.model.variant != "transformer":
+            length, streams = (8192, 6) if quick else (LONG, STREAMS)
+            report |= _lasting(model, validation_streams(config.data, length, streams, ByteTokenizer())[0])
     report["config"] = config.model_dump(mode="json")
     _write(options, report)
     shown = {k: v for k, v in report.items() if k not in ("config", "losses", "gradient_norms", "memory")}
@@ -114,9 +115,9 @@ def _training(steps: list[dict], config: TrainConfig) -> dict:
     }
 
 
-def _windows(model, config: TrainConfig) -> dict:
+def _windows(model, config: TrainConfig, count: int) -> dict:
     """Bits per byte by position in validation windows of the training length."""
-    ids, _ = validation_streams(config.data, config.data.length, 96, ByteTokenizer())
+    ids, _ = validation_streams(config.data, config.data.length, count, ByteTokenizer())
     found = {}
     for mode in ("on",) if config.model.variant in ("swa", "transformer") else ("on", "reset", "off"):
         segment = config.model.segment if mode == "reset" else config.data.length
@@ -132,9 +133,9 @@ def _lasting(model, ids: Tensor) -> dict:
     pieces = ids.view(len(ids), -1, PIECE)
     restarted = [nats_by_position(model, [pieces[:, i]], segment=PIECE) for i in range(pieces.shape[1])]
     # Entry t of `through` is the loss of byte t + 1. A restart cannot predict bytes 512, 1024, ...: left out.
-    same = torch.ones(LONG, dtype=torch.bool)
+    same = torch.ones(ids.shape[1], dtype=torch.bool)
     same[::PIECE] = False
-    places = torch.arange(LONG)[same]
+    places = torch.arange(ids.shape[1])[same]
     continuous, fresh = through[places - 1], torch.cat(restarted)
     found: dict = {"continuous": by_bucket(continuous, places), "restarted": by_bucket(fresh, places)}
     found["continuous_minus_restarted"] = {

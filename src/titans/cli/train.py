@@ -16,7 +16,7 @@ def train(
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in the output folder.")] = False,
     output: Annotated[Path | None, typer.Option(help="Output folder, instead of training.output_dir.")] = None,
 ) -> int:
-    """Train a model: progress bar, metrics.jsonl, curve.png, memory.png, checkpoints, and the final model in OUTPUT/model."""
+    """Train a model: progress bar, metrics.jsonl, pictures, checkpoints, and the final model in OUTPUT/model."""
     with checking_input():
         from titans.training.config import ConfigError, TrainConfig
 

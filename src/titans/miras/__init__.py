@@ -5,6 +5,7 @@ from titans.miras.bias import L2, Bias, ErrorSignal, Huber, Lp, Robust
 from titans.miras.config import MirasConfig
 from titans.miras.networks import MLP, Apply, GatedMLP, Matrix, Network, Vector
 from titans.miras.retention import (
+    AnchoredRetention,
     ElasticNet,
     KLRetention,
     LqRetention,
@@ -18,6 +19,7 @@ __all__ = [
     "L2",
     "MLP",
     "Algorithm",
+    "AnchoredRetention",
     "Apply",
     "Bias",
     "ElasticNet",

@@ -24,6 +24,8 @@ class Retention(Choice):
     Attributes:
         replaces: A itself becomes φ(A) when a chunk closes.
         identity: φ(A) = A, so that an engine need not call it.
+        pulls: forgetting is a pull towards A_0, not towards 0; ``anchor`` must then give A_0 itself. A read inside a
+            chunk sees the chunk's writes but not its pull.
         inside: what a read strictly inside a chunk sees of the chunk's decay and writes. "shown": all, added to φ(A_c);
             "scaled": all, times ``factor`` of the chunk's start; "hidden": nothing before the next chunk.
         initial_forgetting: where a layer's α starts. Forgetting that nothing makes up for would empty an untrained
@@ -34,6 +36,7 @@ class Retention(Choice):
     axis: ClassVar[str] = "retention"
     replaces: ClassVar[bool] = False
     identity: ClassVar[bool] = False
+    pulls: ClassVar[bool] = False
     inside: ClassVar[Inside] = "shown"
     initial_forgetting: ClassVar[float] = 0.001
     pace: ClassVar[float] = 1.0
@@ -153,23 +156,23 @@ class SphereRetention(Retention):
         return accumulated * torch.where(alive, anchor / torch.where(alive, found, 1), 1)
 
 
-class BallRetention(Retention):
-    """Every row of A stays within a distance of that row in the learned initial weights A_0.
+class AnchoredRetention(SphereRetention):
+    """As ``sphere``, but what is forgotten gives way to the learned initial weights instead of to nothing.
 
-    The distance is ``radius`` times the row's norm in A_0. What A_0 knows is never lost, and a memory that has read
-    much differs from a fresh one no more than one that has read a little.
+    A_t = (1 - α_t) A_{t-1} + α_t A_0 + S_t. Under ``sphere`` every write is at the expense of A_0, and a memory that
+    has read much differs from any that it was trained with. Here writes fade at the rate α and A_0 comes back: the
+    state after a million tokens is of the same kind as after a few half-lives (docs/results/lasting.md).
     """
 
-    name: ClassVar[str] = "ball"
-    replaces: ClassVar[bool] = True
-    radius: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    name: ClassVar[str] = "anchored"
+    pulls: ClassVar[bool] = True
+    initial_forgetting: ClassVar[float] = 0.01
+
+    def anchor(self, initial: Tensor) -> Tensor:
+        return initial
 
     def project(self, accumulated: Tensor, anchor: Tensor) -> Tensor:
-        moved = accumulated - anchor
-        limit = self.radius * torch.linalg.vector_norm(anchor, dim=-1, keepdim=True)
-        distance = torch.linalg.vector_norm(moved, dim=-1, keepdim=True)
-        beyond = distance > limit
-        return anchor + moved * torch.where(beyond, limit / torch.where(beyond, distance, 1), 1)
+        return super().project(accumulated, super().anchor(anchor))
 
 
 def _spread(weights: Tensor) -> Tensor:

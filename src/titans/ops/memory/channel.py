@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from titans.ops.memory.decay import Ending, cumulative_products
-from titans.ops.memory.rule import advance_momentum, advance_weight
+from titans.ops.memory.rule import advance_momentum, advance_weight, retain
 from titans.ops.memory.state import Gates
 from titans.ops.scan import parallel_scan
 
@@ -178,7 +178,7 @@ def _advance(
 ) -> tuple[Tensor, Tensor | None]:
     """(W, S) after a part of the chunk."""
     ending = part.ending()
-    new = advance_weight(ending, weight, momentum, a, error)
+    new = advance_weight(ending, retain(ending.retained, weight), momentum, a, error)
     return new, None if momentum is None else advance_momentum(ending, momentum, a, error)
 
 

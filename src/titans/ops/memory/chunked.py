@@ -16,7 +16,7 @@ from torch import Tensor
 
 from titans.ops.memory.channel import ChannelDecay, ChannelDecays, channel_decays, channel_read
 from titans.ops.memory.decay import Decay, chunk_decay
-from titans.ops.memory.rule import Rule, advance_momentum, advance_weight, map_kind, retain, where_rows
+from titans.ops.memory.rule import Rule, advance_momentum, advance_weight, map_kind, where_rows
 from titans.ops.memory.state import Gates, MemoryState, OpenChunk
 from titans.ops.ragged import columns, valid
 
@@ -160,11 +160,12 @@ def read_open(rule: Rule, q: Tensor, state: MemoryState) -> Tensor:
     now = []
     for i, weight in enumerate(used):
         ending = decays.of_map(i).ending()
+        base = rule.retain_inside(ending, weight)
         if rule.miras.algorithm.per_chunk:
-            now.append(retain(ending, weight))
+            now.append(base)
         else:
             momentum, error = _shown(rule, i, state.weights, state.momentum, chunk.errors)
-            now.append(advance_weight(ending, weight, momentum, chunk.inputs[i], error))
+            now.append(advance_weight(ending, base, momentum, chunk.inputs[i], error))
     return rule.value(q, rule.applied(tuple(now)))
 
 
@@ -280,14 +281,18 @@ def read_chunk(
         return rule.value(q, rule.applied(used))
 
     def read(i: int, x: Tensor) -> Tensor:
-        mine = decay.of_map(i)
+        mine, pulls = decay.of_map(i), rule.miras.retention.pulls
         if rule.miras.algorithm.per_chunk:
             out = map_kind(used[i]).apply(used[i], x)
-            return out if mine.retained is None else mine.retained * out
+            return out if mine.retained is None or pulls else mine.retained * out
         pushed, error = _shown(rule, i, weights, momentum, errors)
-        if isinstance(mine, ChannelDecay):
+        if not isinstance(mine, ChannelDecay):
+            mine = replace(mine, retained=None) if pulls else mine
+            return map_kind(used[i]).read(x, used[i], pushed, inputs[i], error, mine)
+        if not pulls:
             return channel_read(x, used[i], pushed, inputs[i], error, mine)
-        return map_kind(used[i]).read(x, used[i], pushed, inputs[i], error, mine)
+        writes = channel_read(x, torch.zeros_like(used[i]), pushed, inputs[i], error, mine)
+        return map_kind(used[i]).apply(used[i], x) + writes
 
     return rule.value(q, read)
 
@@ -319,10 +324,11 @@ def fold(
         past = momentum[i] if momentum and ending.carried is not None else None
         if past is not None:
             new_momentum.append(advance_momentum(ending, past, a, error))
+        base = rule.retain(i, ending, weight)
         if rule.miras.algorithm.per_chunk:
-            new_weights.append(rule.write_at_once(retain(ending, weight), new_momentum[i], ending.steps, i))
+            new_weights.append(rule.write_at_once(base, new_momentum[i], ending.steps, i))
         else:
-            new_weights.append(advance_weight(ending, weight, past, a, error))
+            new_weights.append(advance_weight(ending, base, past, a, error))
     closed, used = rule.close(tuple(new_weights))
     return closed, tuple(new_momentum), used
 

@@ -108,11 +108,14 @@ def _write(rule: Rule, start: _Now, now: _Now, gradients: Maps, gate: Gates) -> 
         push = torch.zeros_like(surprise) if algorithm.per_chunk else surprise
         if gate.write is not None:
             push = _of_map(gate.write, i, g) * push
-        weights.append(keep * w + push)
+        pulls = retention.pulls and rule.anchors is not None
+        weights.append(keep * w + push + ((1 - keep) * rule.anchors[i] if pulls and rule.anchors else 0))
         if retention.inside == "hidden":
             shown.append(start.shown[i])
         elif retention.inside == "scaled" and rule.anchors is not None:
             shown.append(weights[i] * retention.factor(start.weights[i], rule.anchors[i]))
+        elif pulls:
+            shown.append(start.shown[i] + keep * (now.shown[i] - start.shown[i]) + push)
         else:
             shown.append(keep * now.shown[i] + push)
         steps.append(now.steps[i] + theta)

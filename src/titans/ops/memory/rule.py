@@ -78,23 +78,22 @@ def map_kind(weight: Tensor) -> type[Dense] | type[Diagonal]:
     return Dense if weight.dim() == 3 else Diagonal
 
 
-def retain(ending: Ending, weight: Tensor) -> Tensor:
-    """P_C A."""
-    return weight if ending.retained is None else wide(ending.retained, weight) * weight
-
-
 def advance_momentum(ending: Ending, momentum: Tensor, a: Tensor, error: Tensor) -> Tensor:
     """S at the chunk's end."""
     assert ending.carried is not None and ending.momentum_share is not None
     return map_kind(momentum).write(wide(ending.carried, momentum) * momentum, a, error, ending.momentum_share)
 
 
-def advance_weight(ending: Ending, weight: Tensor, momentum: Tensor | None, a: Tensor, error: Tensor) -> Tensor:
-    """A at the chunk's end; ``momentum`` is S at its start."""
-    base = retain(ending, weight)
+def advance_weight(ending: Ending, base: Tensor, momentum: Tensor | None, a: Tensor, error: Tensor) -> Tensor:
+    """A at the chunk's end: ``base``, what is left of A, and the writes; ``momentum`` is S at its start."""
     if momentum is not None and ending.pushed is not None:
         base = torch.addcmul(base, wide(ending.pushed, momentum), momentum)
-    return map_kind(weight).write(base, a, error, ending.share)
+    return map_kind(base).write(base, a, error, ending.share)
+
+
+def retain(retained: Tensor | None, weight: Tensor) -> Tensor:
+    """P A."""
+    return weight if retained is None else wide(retained, weight) * weight
 
 
 def wide(gate: Tensor, weight: Tensor) -> Tensor:
@@ -144,6 +143,16 @@ class Rule:
         """(A, W) at a chunk's end, from the accumulated weights."""
         used = self.project(accumulated)
         return (used if self.miras.retention.replaces else accumulated), used
+
+    def retain(self, index: int, ending: Ending, weight: Tensor) -> Tensor:
+        """What a chunk's forgetting leaves of map ``index``'s A: P_C A, or P_C A + (1 - P_C) A_0 if it pulls there."""
+        if self.anchors is None or ending.retained is None or not self.miras.retention.pulls:
+            return retain(ending.retained, weight)
+        return torch.lerp(self.anchors[index], weight, wide(ending.retained, weight))
+
+    def retain_inside(self, ending: Ending, weight: Tensor) -> Tensor:
+        """What a read inside the chunk sees of φ(A_c): P_t φ(A_c), but nothing of a pull."""
+        return weight if self.miras.retention.pulls else retain(ending.retained, weight)
 
     def write_at_once(self, kept: Tensor, momentum: Tensor, total: Tensor, index: int) -> Tensor:
         """A_C = P_C A_c + s·U(S_C) for one map, from its first term, S_C and the chunk's Σθ [G, 1 or out]."""
