@@ -106,3 +106,22 @@ def test_miras_equation_27_memora():
             yield network([log.softmax(-1) for log in logarithms], q[t])
 
     check(MirasConfig.memora, lambda *a: list(memora(*a)))
+
+
+def test_anchored_forgets_towards_the_initial_weights():
+    """At C = 1: A_t = (1 - α) A_{t-1} + α A_0 + S_t, then every row at its norm in A_0."""
+
+    def preset(architecture):
+        return MirasConfig(architecture=architecture, retention="anchored")
+
+    def anchored(q, k, v, theta, eta, alpha, weights):
+        M = list(weights)
+        S = [torch.zeros_like(w) for w in M]
+        for t in range(T):
+            grad = gradients(M, k[t], lambda y, t=t: 2 * (y - v[t]))
+            S = [eta[t] * s - theta[t] * g for s, g in zip(S, grad)]
+            M = [(1 - alpha[t]) * m + alpha[t] * first + s for m, first, s in zip(M, weights, S)]
+            M = [m * first.norm(dim=1, keepdim=True) / m.norm(dim=1, keepdim=True) for m, first in zip(M, weights)]
+            yield network(M, q[t])
+
+    check(preset, lambda *problem: list(anchored(*problem)))
