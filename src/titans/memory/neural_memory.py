@@ -33,6 +33,8 @@ from titans.ops.memory import (
 from titans.ops.place import Place
 from titans.ops.ragged import compact, restore, take
 
+FULL_PACE_CHUNK = 16  # tokens; a default step size shrinks in longer chunks
+
 
 @dataclass(frozen=True)
 class NeuralMemoryState(State):
@@ -66,12 +68,13 @@ class NeuralMemory(nn.Module):
         miras: the four choices; default ``MirasConfig.steady()``.
         conv_kernel: kernel of the convolution after each projection; 0 for none.
         qkv_activation: "none" or "silu" after the convolution.
-        theta_max: cap of the step size; default ``miras.pace`` / D, which is 1/D for the Titans rule.
+        theta_max: cap of the step size; default ``miras.pace`` / D · min(1, 16 / C), so 1/D for the Titans rule at
+            C ≤ 16: gradients of one chunk are all taken at the same weights, and add up where its tokens are alike.
 
     Attributes:
         engine: "chunked"; set it to "compiled" to run whole chunks through ``torch.compile``.
         observer: called with x and the states before and after, each time the memory has read something; see
-            `titans.evaluation.probe_memories`.
+            `titans.models.probe_memories`.
 
     Raises:
         ValueError: a width that does not divide, or a shorthand that contradicts ``miras``.
@@ -113,7 +116,9 @@ class NeuralMemory(nn.Module):
         self.engine: Engine = "chunked"
         self.observer: Callable[[Tensor, NeuralMemoryState | None, NeuralMemoryState], None] | None = None
         self.qkv_activation = qkv_activation
-        self.theta_max = self.miras.pace / self.head_dim if theta_max is None else theta_max
+        if theta_max is None:
+            theta_max = self.miras.pace / self.head_dim * min(1, FULL_PACE_CHUNK / chunk_size)
+        self.theta_max = theta_max
 
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
         self.conv = ShortConvolution(3 * d_model, conv_kernel) if conv_kernel else None

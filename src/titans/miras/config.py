@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, mod
 from titans.miras.algorithm import Algorithm, GradientDescent, Momentum
 from titans.miras.bias import L2, Bias, Huber, Lp
 from titans.miras.networks import MLP, GatedMLP, Matrix, Network
-from titans.miras.retention import KLRetention, LqRetention, Retention, SphereRetention, WeightDecay
+from titans.miras.retention import AnchoredRetention, KLRetention, LqRetention, Retention, WeightDecay
 
 GateKind = Literal["head", "channel"]
 PRESETS = ("titans", "steady", "yaad", "moneta", "memora")
@@ -18,7 +18,7 @@ PRESETS = ("titans", "steady", "yaad", "moneta", "memora")
 class MirasConfig(BaseModel):
     """Which memory to compute: architecture, attentional bias, retention gate, memory algorithm (MIRAS §4).
 
-    Each of the four takes a member object, its name (``"sphere"``) or a mapping (``{"name": "mlp", "depth": 3}``).
+    Each of the four takes a member object, its name (``"anchored"``) or a mapping (``{"name": "mlp", "depth": 3}``).
     ``gates`` says what the step size θ, the forgetting α and a learned δ are numbers of: every token and "head", or
     every token, map and output "channel" (MIRAS §5.3; slower). Momentum decay η is always one number per head.
     Without arguments this is :meth:`steady`. Where a configuration file wants one, the name of a preset will do.
@@ -31,7 +31,7 @@ class MirasConfig(BaseModel):
 
     architecture: Annotated[SerializeAsAny[Network], BeforeValidator(Network.parse)] = MLP()
     bias: Annotated[SerializeAsAny[Bias], BeforeValidator(Bias.parse)] = L2()
-    retention: Annotated[SerializeAsAny[Retention], BeforeValidator(Retention.parse)] = SphereRetention()
+    retention: Annotated[SerializeAsAny[Retention], BeforeValidator(Retention.parse)] = AnchoredRetention()
     algorithm: Annotated[SerializeAsAny[Algorithm], BeforeValidator(Algorithm.parse)] = Momentum()
     gates: GateKind = "head"
 
@@ -53,6 +53,8 @@ class MirasConfig(BaseModel):
                 f"retention {self.retention.name!r} says inside = {self.retention.inside!r}; it must be 'shown', "
                 "'scaled' or 'hidden'"
             )
+        if self.retention.pulls and (self.retention.inside != "shown" or self.retention.identity):
+            raise ValueError(f"retention {self.retention.name!r} pulls: it must say inside = 'shown', identity = False")
         if self.algorithm.per_chunk and any(len(shape) == 1 for shape in self.architecture.shapes(4)):
             raise ValueError(
                 f"algorithm {self.algorithm.name!r} rotates whole matrices, architecture {self.architecture.name!r} "
@@ -67,7 +69,7 @@ class MirasConfig(BaseModel):
 
     @classmethod
     def steady(cls, architecture: Network | None = None) -> MirasConfig:
-        """The default of layers and models: the Titans rule with norm-preserving retention; it lasts."""
+        """The default of layers and models: the Titans rule with the ``anchored`` retention; it lasts."""
         return cls(architecture=architecture or MLP())
 
     @classmethod

@@ -2,10 +2,12 @@
 
 from titans.models.config import TitansConfig
 from titans.models.language_model import ModelOutput, TitansModel, build_model, count_parameters, load_model
+from titans.models.probe import MemoryReading, probe_memories
 from titans.models.state import ModelState
 from titans.models.variants import TitansLMM, TitansMAC, TitansMAG, TitansMAL
 
 __all__ = [
+    "MemoryReading",
     "ModelOutput",
     "ModelState",
     "TitansConfig",
@@ -17,4 +19,5 @@ __all__ = [
     "build_model",
     "count_parameters",
     "load_model",
+    "probe_memories",
 ]

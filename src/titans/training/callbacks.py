@@ -21,7 +21,7 @@ class Metrics(TrainerCallback):
     """Writes one line of JSON per step (step, loss, lr, grad_norm, tokens_per_s) and one per evaluation.
 
     Every ``probe_every`` steps a line also holds ``gradient_norms`` by part of the model, and ``memory``, one
-    `titans.evaluation.MemoryReading` per layer.
+    `titans.models.MemoryReading` per layer.
 
     Args:
         path: the file, appended to.

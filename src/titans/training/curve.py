@@ -45,7 +45,7 @@ PANELS = {
 
 
 def plot_memory(metrics: Path, image: Path) -> None:
-    """Draw what `titans.evaluation.MemoryReading` says of every layer over the steps, and the outer gradient norms.
+    """Draw what `titans.models.MemoryReading` says of every layer over the steps, and the outer gradient norms.
 
     Args:
         metrics: a ``metrics.jsonl`` with probes.

@@ -12,8 +12,8 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer
 
 from titans.data import bits_per_byte
-from titans.evaluation import probe_memories
 from titans.hf import TitansForCausalLM
+from titans.models import probe_memories
 from titans.training.carry import CarriedStates
 from titans.training.checkpoints import last_checkpoint
 from titans.training.config import TrainingSection

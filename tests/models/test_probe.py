@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from titans import MirasConfig, TitansConfig, build_model
-from titans.evaluation import probe_memories
 from titans.memory import NeuralMemory
+from titans.models import probe_memories
 
 TINY = {"vocab_size": 40, "d_model": 16, "n_layers": 2, "chunk_size": 4, "segment_len": 8, "window": 8}
 

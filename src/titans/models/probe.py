@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from titans.memory import NeuralMemory, NeuralMemoryState
-from titans.models import ModelState, TitansModel
+from titans.models.language_model import TitansModel
+from titans.models.state import ModelState
 from titans.ops.memory import MemoryTrace
 
 
