@@ -13,9 +13,8 @@ from pathlib import Path
 def main() -> int:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/results/raw/lasting")
     wanted = sys.argv[2:]
-    print(
-        f"{'run':42s} {'train':>6s} {'beyond':>6s} {'reset':>6s} {'off':>6s} | {'drift by position':31s} | mean | gradient"
-    )
+    columns = f"{'run':42s} {'train':>6s} {'beyond':>6s} {'reset':>6s} {'off':>6s}"
+    print(f"{columns} | {'drift by position':31s} | mean | gradient")
     for path in sorted(folder.glob("*.json")):
         run = json.loads(path.read_text())
         if wanted and not any(word in run["name"] for word in wanted):

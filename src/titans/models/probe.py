@@ -76,7 +76,8 @@ def _observed(memories: Sequence[NeuralMemory]) -> Iterator[list[tuple[list[Memo
             traces.append(memory.trace(x, start))
             states.append(end)
 
-        memory.engine, memory.observer = "chunked", observe
+        memory.engine = "chunked"
+        memory.observer = observe
     try:
         yield seen
     finally:
