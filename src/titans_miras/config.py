@@ -82,7 +82,7 @@ class MIRASConfig(_Config):
                 "memora_normalize_mode",
                 mode.value,
                 "Memora's rows are probabilities by a softmax (MIRAS Eq. 27); for rows of constant ℓ2 norm take "
-                "titans.MirasConfig(retention='sphere')",
+                "titans.MirasConfig(retention='anchored')",
             )
         return self
 

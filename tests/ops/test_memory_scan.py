@@ -167,7 +167,7 @@ def test_chunked_equals_reference_for_every_combination(bias, retention, algorit
 @pytest.mark.slow
 @pytest.mark.parametrize("tokens", [1, 7, 63, 64, 65, 200])
 @pytest.mark.parametrize("chunk", [1, 4, 16, 64])
-@pytest.mark.parametrize("retention", ["weight_decay", "sphere"])
+@pytest.mark.parametrize("retention", ["weight_decay", "sphere", "anchored"])
 @pytest.mark.parametrize("network", sorted(NETWORKS))
 def test_chunked_equals_reference_at_any_length(network, retention, chunk, tokens):
     for momentum, forgetting, norm in itertools.product([True, False], repeat=3):
@@ -181,7 +181,7 @@ def test_chunked_equals_reference_at_any_length(network, retention, chunk, token
 
 @pytest.mark.parametrize("network", ["matrix", "mlp"])
 @pytest.mark.parametrize("gates", ["head", "channel"])
-@pytest.mark.parametrize("retention", ["weight_decay", "sphere", "elastic_net", "kl"])
+@pytest.mark.parametrize("retention", ["weight_decay", "sphere", "anchored", "elastic_net", "kl"])
 def test_gates_of_exactly_zero_and_one(network, retention, gates):
     tensors, miras = make(network, retention, gates=gates, tokens=23, extreme=True, norm=True)
     check_engines_agree(tensors, miras, 8)
@@ -211,7 +211,7 @@ def test_masked_and_unstored_tokens_agree_between_engines(retention, algorithm, 
 
 
 @pytest.mark.parametrize("network", ["matrix", "mlp", "gated_mlp"])
-@pytest.mark.parametrize("retention", ["weight_decay", "sphere"])
+@pytest.mark.parametrize("retention", ["weight_decay", "sphere", "anchored"])
 def test_gates_of_one_all_along_a_long_text(network, retention):
     # Piece by piece from a common state: from end to end, wiping the weights makes rounding errors grow without bound.
     tensors, miras = make(network, retention, tokens=65)
@@ -406,7 +406,8 @@ def test_a_foreign_state_is_refused():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("retention", "gates"), [("weight_decay", "head"), ("sphere", "head"), ("lq4", "head"), ("kl", "channel")]
+    ("retention", "gates"),
+    [("weight_decay", "head"), ("sphere", "head"), ("anchored", "head"), ("lq4", "head"), ("kl", "channel")],
 )
 def test_compiled_equals_chunked(retention, gates):
     tensors, miras = make(retention=retention, gates=gates, tokens=35)
@@ -419,10 +420,22 @@ def test_compiled_equals_chunked(retention, gates):
 
 
 @pytest.mark.parametrize("network", ["matrix", "mlp", "gated_mlp"])
-def test_sphere_keeps_every_row_norm_whatever_the_input(network):
-    tensors, miras = make(network, "sphere", tokens=64)
+@pytest.mark.parametrize("retention", ["sphere", "anchored"])
+def test_every_row_keeps_its_norm_whatever_the_input(network, retention):
+    tensors, miras = make(network, retention, tokens=64)
     huge = {**tensors, "v": tensors["v"] * 1e6, "theta": torch.full_like(tensors["theta"], 0.5)}
     y, state = run(huge, miras, 8)
     assert torch.isfinite(y).all()
     for now, start in zip(state.weights, tensors["weights"], strict=True):
         assert_close(now.norm(dim=-1), start.norm(dim=-1).expand(BATCH, -1, -1), "row norms")
+
+
+@pytest.mark.parametrize("network", ["vector", "matrix", "mlp", "gated_mlp"])
+def test_an_anchored_memory_that_only_forgets_comes_back_to_its_initial_weights(network):
+    tensors, miras = make(network, "anchored", tokens=200)
+    _, moved = run(tensors, miras, 8)
+    quiet = {**tensors, "theta": torch.zeros_like(tensors["theta"]), "alpha": torch.full_like(tensors["alpha"], 0.1)}
+    _, rested = run(quiet, miras, 8, state=moved)
+    for now, before, start in zip(rested.weights, moved.weights, tensors["weights"], strict=True):
+        assert (before - start).abs().max() > 1e-3
+        assert_close(now, start.expand_as(now), "weights", 1e-6)

@@ -13,7 +13,7 @@ from torch import Tensor
 from titans.memory import NeuralMemory, NeuralMemoryState
 from titans.models.language_model import TitansModel
 from titans.models.state import ModelState
-from titans.ops.memory import MemoryTrace
+from titans.ops.memory import Engine, MemoryTrace
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ def probe_memories(model: TitansModel, input_ids: Tensor, state: ModelState | No
 def _observed(memories: Sequence[NeuralMemory]) -> Iterator[list[tuple[list[MemoryTrace], list[NeuralMemoryState]]]]:
     """While open, collect what each memory feels and the states it leaves; compiled code would not tell."""
     seen: list[tuple[list[MemoryTrace], list[NeuralMemoryState]]] = [([], []) for _ in memories]
-    before = [(memory.engine, memory.observer) for memory in memories]
+    engines: list[Engine] = [memory.engine for memory in memories]
+    observers = [memory.observer for memory in memories]
     for memory, (traces, states) in zip(memories, seen, strict=True):
 
         def observe(x: Tensor, start, end, memory=memory, traces=traces, states=states) -> None:
@@ -81,8 +82,9 @@ def _observed(memories: Sequence[NeuralMemory]) -> Iterator[list[tuple[list[Memo
     try:
         yield seen
     finally:
-        for memory, (engine, observer) in zip(memories, before, strict=True):
-            memory.engine, memory.observer = engine, observer
+        for memory, engine, observer in zip(memories, engines, observers, strict=True):
+            memory.engine = engine
+            memory.observer = observer
 
 
 def _reading(memory: NeuralMemory, traces: list[MemoryTrace], states: list[NeuralMemoryState]) -> MemoryReading:
