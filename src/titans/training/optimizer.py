@@ -9,8 +9,8 @@ from torch.optim.lr_scheduler import LambdaLR
 # Names whose matrices are no plain maps of activations, by dotted part: exactly, or at its beginning.
 # ``gates`` projects to θ, η and α; it starts near zero on purpose (math.md §7) and decay would pull every token's gate
 # back to the shared bias. The memory's learned initial weights set the scale at which it works for a whole stream
-# (`sphere` and `anchored` keep their row norms), and its gains and biases per head are those of a norm. Persistent tokens ``P`` and
-# MAC's learned queries ``summary`` are content.
+# (`sphere` and `anchored` keep their row norms), and its gains and biases per head are those of a norm. Persistent
+# tokens ``P`` and MAC's learned queries ``summary`` are content.
 UNDECAYED_NAMES = ("gates", "P", "summary")
 UNDECAYED_BEGINNINGS = ("initial", "norm")
 
