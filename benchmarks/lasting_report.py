@@ -1,39 +1,72 @@
-"""Tables of docs/results/lasting.md from the runs of lasting.py.
+"""Tables and pictures of docs/results/lasting.md from the runs of lasting.py, one line per run and seed.
 
-``python benchmarks/lasting_report.py docs/results/raw/lasting``: one line per run and seed, bits per byte.
+``python benchmarks/lasting_report.py``; a picture of some: ``--only mag-600 swa-600 --picture FILE``.
+Bits per byte: "train" is the mean of the last 20 steps; "beyond" is the validation loss beyond the window, "reset" and
+"off" what it costs there to reset the memory at every segment or never to write it; "reading on" is a continuous
+reading of long streams minus one that restarts every 512 bytes, at positions 512-2,048, 2,048-8,192, from 8,192 on, and
+on the whole.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+HEADER = ("run", "train", "beyond", "reset", "off", "512-2k", "2k-8k", "8k-32k", "reading on", "largest gradient norm")
 
 
 def main() -> int:
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/results/raw/lasting")
-    wanted = sys.argv[2:]
-    columns = f"{'run':42s} {'train':>6s} {'beyond':>6s} {'reset':>6s} {'off':>6s}"
-    print(f"{columns} | {'drift by position':31s} | mean | gradient")
-    for path in sorted(folder.glob("*.json")):
-        run = json.loads(path.read_text())
-        if wanted and not any(word in run["name"] for word in wanted):
-            continue
-        print(_line(run, path.stem))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("docs/results/raw/lasting"))
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these runs, in this order")
+    parser.add_argument("--picture", type=Path)
+    options = parser.parse_args()
+    runs = [json.loads(path.read_text()) for path in sorted(options.folder.glob("*.json"))]
+    if options.only:
+        runs = [run for name in options.only for run in runs if run["name"] == name]
+    print("| " + " | ".join(HEADER) + " |\n|" + "---|" * len(HEADER))
+    for run in runs:
+        print("| " + " | ".join(_row(run)) + " |")
+    if options.picture:
+        _draw(runs, options.picture)
     return 0
 
 
-def _line(run: dict, name: str) -> str:
+def _row(run: dict) -> list[str]:
+    name = f"{run['name']}, seed {run['seed']}"
     if "failure" in run:
-        return f"{name:42s} {run['failure'][:90]}"
+        return [name, run["failure"]]
     on = run.get("beyond_window_on")
-    cells = [run["final_loss"], on]
-    cells += [None if on is None or (x := run.get(f"beyond_window_{m}")) is None else x - on for m in ("reset", "off")]
-    shown = " ".join(f"{'':>6s}" if c is None else f"{c:6.3f}" for c in cells)
-    drift = list(run.get("continuous_minus_restarted", {}).values())[4:]
-    mean = run["continuous_mean"] - run["restarted_mean"] if drift else 0
-    drifts = " ".join(f"{d:+.3f}" for d in drift)
-    return f"{name:42s} {shown} | {drifts:31s} | {mean:+.3f} | {run['largest_gradient_norm']:.2f}"
+    cost = [None if run.get(f"beyond_window_{m}") is None else run[f"beyond_window_{m}"] - on for m in ("reset", "off")]
+    drift = run.get("continuous_minus_restarted", {})
+    later = [drift.get(bucket) for bucket in ("512-2048", "2048-8192", "8192-32768")]
+    later.append(run["continuous_mean"] - run["restarted_mean"] if drift else None)
+    plain = ["–" if x is None else f"{x:.3f}" for x in (run["final_loss"], on)]
+    signed = ["–" if x is None else f"{x:+.3f}" for x in (*cost, *later)]
+    return [name, *plain, *signed, f"{run['largest_gradient_norm']:.1f}"]
+
+
+def _draw(runs: Sequence[dict], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for run in runs:
+        label = f"{run['name']} ({run['variant']})"
+        left.plot(list(run["on"]), list(run["on"].values()), "o-", label=label)
+        drift = {k: v for k, v in run.get("continuous_minus_restarted", {}).items() if int(k.split("-")[0]) >= 256}
+        right.plot(list(drift), list(drift.values()), "o-", label=label)
+    left.set(title="windows of the training length", xlabel="position (bytes)", ylabel="bits per byte")
+    right.set(title="read on, minus restarted every 512 bytes", xlabel="position (bytes)", ylabel="bits per byte")
+    right.axhline(0, color="grey", linewidth=0.8)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":
