@@ -95,7 +95,7 @@ class TrainingSection(Section):
     log_every: int = Field(10, ge=1)
     probe_every: int = Field(10, ge=0)
     carry_state: bool = False
-    carry_fresh: float = Field(0.1, ge=0, le=1)
+    carry_fresh: float = Field(0.3, ge=0, le=1)
     carry_turns: int = Field(4, ge=1)
     seed: int = Field(0, ge=0)
     threads: int | None = Field(None, ge=1)
