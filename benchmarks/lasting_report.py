@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 HEADER = ("run", "train", "beyond", "reset", "off", "512-2k", "2k-8k", "8k-32k", "reading on", "largest gradient norm")
@@ -23,6 +23,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("docs/results/raw/lasting"))
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these runs, in this order")
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--labels", nargs="+", help="of the runs in the picture, in this order")
     options = parser.parse_args()
     runs = [json.loads(path.read_text()) for path in sorted(options.folder.glob("*.json"))]
     if options.only:
@@ -31,7 +32,7 @@ def main() -> int:
     for run in runs:
         print("| " + " | ".join(_row(run)) + " |")
     if options.picture:
-        _draw(runs, options.picture)
+        _draw(dict(zip(options.labels or [run["name"] for run in runs], runs, strict=True)), options.picture)
     return 0
 
 
@@ -49,13 +50,12 @@ def _row(run: dict) -> list[str]:
     return [name, *plain, *signed, f"{run['largest_gradient_norm']:.1f}"]
 
 
-def _draw(runs: Sequence[dict], path: Path) -> None:
+def _draw(runs: Mapping[str, dict], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for run in runs:
-        label = f"{run['name']} ({run['variant']})"
+    for label, run in runs.items():
         left.plot(list(run["on"]), list(run["on"].values()), "o-", label=label)
         drift = {k: v for k, v in run.get("continuous_minus_restarted", {}).items() if int(k.split("-")[0]) >= 256}
         right.plot(list(drift), list(drift.values()), "o-", label=label)

@@ -86,7 +86,7 @@ def plot_memory(metrics: Path, image: Path) -> None:
         panel.set_yscale("log")
     if layers:
         axes[0].legend(fontsize="small")
-        axes[7].legend(fontsize="small")
+        axes[7].legend(fontsize="x-small", ncols=2, loc="best")
     figure.savefig(image, dpi=110, format="png")
 
 
