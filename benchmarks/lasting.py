@@ -43,7 +43,7 @@ BASE = {
     },
 }  # fmt: skip
 # Widths that give every variant the parameters of MAG within 5 %.
-FFN_MULT = {"transformer": 8.1, "swa": 8.1, "LMM": 5.0}
+FFN_MULT = {"transformer": 8.1, "swa": 8.1, "LMM": 5.9}
 LONG, STREAMS, PIECE = 32_768, 7, 512
 BUCKETS = (0, 64, 128, 256, 512, 2048, 8192, LONG)
 
