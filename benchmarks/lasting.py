@@ -27,7 +27,7 @@ from titans.evaluation import nats_by_position
 from titans.experiments.machine import made_with
 from titans.experiments.text import validation_streams
 from titans.training import TrainConfig
-from titans.training.checkpoints import last_checkpoint
+from titans.training.checkpoints import CONFIG_FILE, check_same, last_checkpoint
 from titans.training.curve import read_metrics
 from titans.training.run import train
 
@@ -81,7 +81,9 @@ def _run(options: argparse.Namespace) -> int:
     folder = Path("runs/lasting") / f"{options.name}-seed{options.seed}"
     config.training.output_dir = str(folder)
     started = time.perf_counter()
-    if not (folder / "model").exists():
+    if (folder / "model").exists():
+        check_same(config, folder / CONFIG_FILE)
+    else:
         result = train(config, last_checkpoint(folder) is not None, Console(stderr=True, force_terminal=False))
         if result.model_dir is None:
             sys.exit(128 + (result.signal or 0))
@@ -95,7 +97,7 @@ def _run(options: argparse.Namespace) -> int:
         if config.model.variant != "transformer":
             length, streams = (8192, 6) if quick else (LONG, STREAMS)
             report |= _lasting(model, validation_streams(config.data, length, streams, ByteTokenizer())[0])
-    report["config"] = config.model_dump(mode="json")
+    report["config"] = config.to_dict()
     _write(options, report)
     shown = {k: v for k, v in report.items() if k not in ("config", "losses", "gradient_norms", "memory")}
     print(json.dumps(shown), flush=True)

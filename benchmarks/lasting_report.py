@@ -32,7 +32,9 @@ def main() -> int:
     for run in runs:
         print("| " + " | ".join(_row(run)) + " |")
     if options.picture:
-        _draw(dict(zip(options.labels or [run["name"] for run in runs], runs, strict=True)), options.picture)
+        runs = [run for run in runs if "on" in run]  # the others were not measured, or failed
+        labels = options.labels or [f"{run['name']}, seed {run['seed']}" for run in runs]
+        _draw(dict(zip(labels, runs, strict=True)), options.picture)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import pickle
 
@@ -183,6 +184,19 @@ def test_rows_that_start_anew_march_in_step_with_the_others(variant, stored, mon
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("flag", ["attention_mask", "store_mask"])
+def test_a_row_starts_anew_after_padding_or_unstored_tokens(variant, flag):
+    """The others then stand inside a chunk that knows which of its tokens write; a new row's does not."""
+    model, x, y = small(variant), ids(tokens=8), ids(tokens=5, seed=5)
+    flags = torch.ones_like(x, dtype=torch.bool)
+    flags[1, -2:] = False
+    state = model(x, **{flag: flags}).state
+    out = model(y, state=state.reset([1]))
+    assert_close(out.logits[1:], model(y[1:]).logits, "reset row")
+    assert_close(out.logits[:1], model(y[:1], state=state.select([0])).logits, "other row")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_reset_row_equals_a_new_stream(variant):
     model, x, y = small(variant), ids(tokens=10), ids(tokens=11, seed=5)
     state = model(x).state
@@ -294,7 +308,7 @@ def test_save_and_load(variant, tmp_path):
     model, x = small(variant).float(), ids()
     model.save_pretrained(tmp_path)
     loaded = load_model(tmp_path)
-    assert type(loaded) is type(model) and loaded.config == model.config
+    assert type(loaded) is type(model) and loaded.config == model.config.explicit()
     assert torch.equal(loaded(x).logits, model(x).logits)
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         load_model(tmp_path / "nowhere")
@@ -362,7 +376,9 @@ def test_config_survives_json_and_yaml(tmp_path):
     config = TitansConfig(variant="MAG", miras=MirasConfig.titans(), mem_layers=2)
     config.to_json(tmp_path / "c.json")
     config.to_yaml(tmp_path / "c.yaml")
-    assert TitansConfig.from_json(tmp_path / "c.json") == config == TitansConfig.from_yaml(tmp_path / "c.yaml")
+    found = TitansConfig.from_json(tmp_path / "c.json")
+    assert found == config.explicit() == TitansConfig.from_yaml(tmp_path / "c.yaml")
+    assert found.explicit() == found
     config.vocab_size = 5
     with pytest.raises(ValueError, match="vocab_size"):
         config.vocab_size = 0
@@ -522,6 +538,18 @@ def test_a_bias_that_is_a_plain_function_runs_but_cannot_be_saved(tmp_path):
     with pytest.raises(ValueError, match="is a bare function"):
         model.save_pretrained(tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_a_saved_model_says_its_rule_whatever_the_defaults_will_be(tmp_path):
+    config = TitansConfig(vocab_size=VOCAB, d_model=16, n_layers=1, chunk_size=32)
+    model = build_model(config)
+    model.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["miras"]["retention"]["name"] == MirasConfig.steady().retention.name
+    assert written["theta_max"] == 1 / 16 / 2  # half the cap of chunks of 16
+    assert load_model(tmp_path).fingerprint == model.fingerprint
+    other = build_model(config.model_copy(update={"miras": MirasConfig.titans()}))
+    assert other.fingerprint != model.fingerprint
 
 
 @pytest.mark.parametrize("miras", [None, MirasConfig.titans(), MirasConfig.moneta()])

@@ -1,6 +1,7 @@
 """Training on carried state: the streams go on exactly, from window to window and from run to run."""
 
 import math
+import shutil
 import signal
 from pathlib import Path
 
@@ -81,3 +82,30 @@ def test_evaluation_reads_from_empty_memories(make_config, whole):
     train(config, console=quiet())
     evaluations = [line["eval_loss"] for line in metrics(config.training.output_dir) if "eval_loss" in line]
     assert len(evaluations) == 2 and math.isclose(*evaluations, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut off", "of two processes"])
+def test_a_checkpoint_without_its_states_is_refused(make_config, damage):
+    config = make_config("run", *CARRIED)
+    train(config, console=quiet(), callbacks=[AtStep(5, lambda model: signal.raise_signal(signal.SIGTERM))])
+    folder = Path(config.training.output_dir) / "checkpoint-5"
+    file = folder / "carried-0-1.safetensors"
+    if damage == "missing":
+        file.unlink()
+    elif damage == "cut off":
+        file.write_bytes(file.read_bytes()[:100])
+    else:
+        shutil.copy(folder / "carried-0-0.safetensors", folder / "carried-1-0.safetensors")
+    message = {"missing": "does not exist", "cut off": "is not a readable", "of two processes": "of 2 processes"}
+    with pytest.raises(ConfigError, match=rf"training.carry_state: .*{message[damage]}"):
+        train(config, resume=True, console=quiet())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_probe_reads_carried_states_of_half_precision(make_config, variant):
+    config = make_config(
+        "run", f"model.variant={variant}", *CARRIED, "training.precision=bf16", "training.probe_every=1"
+    )
+    train(config, console=quiet())
+    probes = [line["memory"] for line in metrics(config.training.output_dir) if "memory" in line]
+    assert [len(layers) for layers in probes] == [0 if variant == "swa" else 1] * 8

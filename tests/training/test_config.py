@@ -64,7 +64,7 @@ def test_a_missing_file_is_named(tmp_path):
 def test_the_resolved_file_reads_back_the_same(tmp_path):
     config = TrainConfig.parse(SMALL, ["training.steps=9"])
     config.to_yaml(tmp_path / "run.yaml")
-    assert TrainConfig.load(tmp_path / "run.yaml") == config
+    assert TrainConfig.load(tmp_path / "run.yaml").to_dict() == config.to_dict()
 
 
 def test_a_config_object_is_a_section_too():

@@ -185,6 +185,15 @@ def test_probing_changes_nothing(make_config, whole):
     ] == plain
 
 
+def test_windows_shorter_than_a_chunk_are_not_probed(make_config):
+    """Nothing is written in them, so there is nothing to see."""
+    config = make_config("short", "training.probe_every=1", "model.chunk_size=32", "data.length=16")
+    folder = Path(train(config, console=quiet()).model_dir).parent
+    assert not (folder / "memory.png").exists()
+    records = metrics(folder)
+    assert not any("memory" in record for record in records) and any("gradient_norms" in record for record in records)
+
+
 def test_no_evaluation_and_no_checkpoints_between(make_config):
     config = make_config("run", "training.eval_every=0", "training.save_every=0", "training.clip=0")
     result = train(config, console=quiet())

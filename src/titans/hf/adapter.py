@@ -22,7 +22,7 @@ class TitansHFConfig(PretrainedConfig):
 
     def __init__(self, titans: TitansConfig | dict[str, Any] | None = None, **kwargs):
         core = titans if isinstance(titans, TitansConfig) else TitansConfig.model_validate(titans or {})
-        self.titans = core.model_dump(mode="json")
+        self.titans = core.to_dict()
         for derived in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
             kwargs.pop(derived, None)
         self.vocab_size = core.vocab_size

@@ -50,6 +50,11 @@ def default_heads(d_model: int) -> int:
     return max((h for h in range(1, d_model // 64 + 1) if d_model % h == 0), default=1)
 
 
+def default_theta_max(miras: MirasConfig, head_dim: int, chunk_size: int) -> float:
+    """``pace`` / D · min(1, 16 / C): gradients of one chunk are all taken at the same weights, and add up."""
+    return miras.pace / head_dim * min(1, FULL_PACE_CHUNK / chunk_size)
+
+
 class NeuralMemory(nn.Module):
     """A small network per sample and head whose weights learn, by gradient descent, what it reads.
 
@@ -116,9 +121,7 @@ class NeuralMemory(nn.Module):
         self.engine: Engine = "chunked"
         self.observer: Callable[[Tensor, NeuralMemoryState | None, NeuralMemoryState], None] | None = None
         self.qkv_activation = qkv_activation
-        if theta_max is None:
-            theta_max = self.miras.pace / self.head_dim * min(1, FULL_PACE_CHUNK / chunk_size)
-        self.theta_max = theta_max
+        self.theta_max = default_theta_max(self.miras, self.head_dim, chunk_size) if theta_max is None else theta_max
 
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
         self.conv = ShortConvolution(3 * d_model, conv_kernel) if conv_kernel else None

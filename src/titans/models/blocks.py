@@ -94,6 +94,8 @@ class MALMixer(nn.Module):
         if prefix and persistent is None:
             persistent = x.new_zeros(x.shape[0], prefix, x.shape[2])
         cache = None if state is None else state.cache
+        if persistent is not None:
+            persistent = persistent.to(y.dtype)  # the state may come from a call under autocast
         out, cache = self.attention(self.norm(y), cache, place, persistent)
         return out, MALState(memory, cache, persistent)
 

@@ -74,4 +74,6 @@ class PrefixedMemory(nn.Module):
         assert self.persistent is not None
         phase, chunk = self.persistent.n_tokens % self.memory.chunk_size, state.memory.chunk
         others = {p for p, starts in zip(state.memory.phases, starting, strict=True) if not starts}
+        if chunk is not None and chunk.gates.write is not None:  # padding or tokens that are not stored came before
+            return False
         return others == {phase} and (0 if chunk is None else chunk.width) == phase

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from titans.memory import default_heads
+from titans.memory import default_heads, default_theta_max
 from titans.miras import MirasConfig
 from titans.miras.config import resolve_miras
 
@@ -160,9 +160,18 @@ class TitansConfig(BaseModel):
         """About 760 M parameters."""
         return cls.preset("large", variant, **changes)
 
+    def explicit(self) -> TitansConfig:
+        """The same model with the memory's rule and cap of θ spelt out: what a file must say, lest a later default
+        change what it means."""
+        if self.variant in ("transformer", "swa"):
+            return self
+        width = self.d_model // self.memory_heads
+        theta_max = self.theta_max or default_theta_max(self.rule, width, self.chunk_size)
+        return self.model_copy(update={"miras": self.rule, "theta_max": theta_max})
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON would hold them."""
-        return self.model_dump(mode="json")
+        """Plain values, as JSON would hold them, of the ``explicit`` configuration."""
+        return self.explicit().model_dump(mode="json")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TitansConfig:

@@ -18,11 +18,12 @@ from titans.ops.memory import Engine, MemoryTrace
 
 @dataclass(frozen=True)
 class MemoryReading:
-    """One layer's memory over a text, means over tokens, rows and heads.
+    """One layer's memory over a text, means over tokens (persistent ones included), rows and heads.
 
     Attributes:
         theta, eta, alpha: the gates; None where the rule has none.
-        half_life: tokens after which forgetting alone halves a weight, ln 2 / mean(-ln(1 - α)); None without α.
+        half_life: of each head, the tokens after which forgetting alone halves a weight, ln 2 / mean(-ln(1 - α)); None
+            without α.
         weight_norm: ‖A‖ over ‖A_0‖ after the last token, Frobenius norms over all maps.
         moved: ‖A - A_0‖ over ‖A_0‖ there.
         loss_before: the inner loss ℓ(M(k), v) of the tokens of closed chunks at the weights of their chunk's start.
@@ -33,7 +34,7 @@ class MemoryReading:
     theta: float
     eta: float | None
     alpha: float | None
-    half_life: float | None
+    half_life: tuple[float, ...] | None
     weight_norm: float
     moved: float
     loss_before: float
@@ -102,12 +103,12 @@ def _reading(memory: NeuralMemory, traces: list[MemoryTrace], states: list[Neura
     initial = [w.to(now.dtype) for w, now in zip(memory.initial_weights, weights, strict=True)]
     rows = weights[0].shape[0]
     size = _norm(initial)
-    rate = None if alpha is None else -torch.log1p(-alpha).mean().item()
+    rates = None if alpha is None else (-torch.log1p(-alpha)).mean((0, 1)).tolist()
     return MemoryReading(
         theta=mean(joined("theta")),  # type: ignore[arg-type]
         eta=mean(joined("eta")),
         alpha=mean(alpha),
-        half_life=None if rate is None else math.log(2) / rate if rate else math.inf,
+        half_life=None if rates is None else tuple(math.log(2) / rate if rate else math.inf for rate in rates),
         weight_norm=_norm(weights, rows) / size,
         moved=_norm([now - w for now, w in zip(weights, initial, strict=True)], rows) / size,
         loss_before=before[~after.isnan()].mean().item(),

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from titans.models import ModelState, TitansModel
+from titans.models.state import Origin
+from titans.training.config import ConfigError
 
 
 class CarriedStates:
@@ -46,19 +48,37 @@ class CarriedStates:
     def save(self, folder: str | Path, process: int) -> None:
         """Write one file per turn beside a checkpoint's other files."""
         for turn, state in self._states.items():
-            state.save(_file(folder, process, turn))
+            # The weights move on before all of these are read: no hash would fit them.
+            origin = Origin(state.origin.fingerprint, weights="in training")
+            replace(state, origin=origin).save(_file(folder, process, turn))
 
-    def load(self, folder: str | Path, process: int, model: TitansModel) -> None:
-        """Take up what ``save`` wrote, as states of ``model``, whose weights will move on before all are read."""
-        # Copies: tensors lie in a file at any address, and arithmetic on unaligned ones rounds differently.
+    def load(self, folder: str | Path, process: int, processes: int, micro_batches: int, model: TitansModel) -> None:
+        """Take up what ``save`` wrote, as states of ``model``.
+
+        Args:
+            folder: the checkpoint.
+            process, processes: which of how many this is.
+            micro_batches: how many each process had read.
+            model: whose states they become.
+
+        Raises:
+            ConfigError: written by another number of processes, or a file is missing or damaged.
+        """
+        wrote = len(list(Path(folder).glob("carried-*-0.safetensors")))
+        if micro_batches and wrote != processes:
+            raise ConfigError(
+                f"training.carry_state: {folder} holds the states of {wrote} processes, this run has {processes}"
+            )
         device = model.embedding.weight.device
-        found = ((turn, _file(folder, process, turn)) for turn in range(self.turns))
-        self._new = {}
-        self._states = {
-            turn: replace(ModelState.load(path), origin=model.origin).map(lambda x: x.to(device, copy=True))
-            for turn, path in found
-            if path.is_file()
-        }
+        self._new, self._states = {}, {}
+        for turn in range(min(self.turns, micro_batches)):
+            try:
+                state = ModelState.load(_file(folder, process, turn))
+            except (FileNotFoundError, ValueError) as error:
+                raise ConfigError(f"training.carry_state: {error}") from error
+            # Copies: tensors lie in a file at any address, and arithmetic on unaligned ones rounds differently.
+            state = replace(state, origin=model.origin).map(lambda x: x.to(device, copy=True))
+            self._states[turn] = state
 
 
 def _file(folder: str | Path, process: int, turn: int) -> Path:

@@ -72,8 +72,8 @@ def check_folder(config: TrainConfig, resume: bool) -> tuple[Path, int] | None:
 
 def check_same(config: TrainConfig, path: Path) -> None:
     """Refuse to resume with a setting that would change what is computed."""
-    before = TrainConfig.parse(read_mapping(path), origin=str(path)).model_dump(mode="json")
-    now = config.model_dump(mode="json")
+    before = TrainConfig.parse(read_mapping(path), origin=str(path)).to_dict()
+    now = config.to_dict()
     for section, fields in now.items():
         for field, value in fields.items():
             if section == "training" and field in FREE_ON_RESUME:

@@ -155,9 +155,13 @@ class TrainConfig(Section):
         except ValidationError as error:
             raise ConfigError(f"{origin}: {describe(error, cls)}") from error
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, every default spelt out, the memory's rule included."""
+        return {**self.model_dump(mode="json"), "model": self.model.to_dict()}
+
     def to_yaml(self, path: str | Path) -> None:
-        """Write the resolved configuration, every default spelt out."""
-        Path(path).write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+        """Write ``to_dict`` as YAML."""
+        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
 
 
 def load_model_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> TitansConfig:

@@ -39,7 +39,8 @@ def plot_curve(metrics: Path, image: Path) -> None:
 
 
 PANELS = {
-    "theta": "step size θ", "eta": "momentum decay η", "alpha": "forgetting α", "half_life": "half-life in tokens",
+    "theta": "step size θ", "eta": "momentum decay η", "alpha": "forgetting α",
+    "half_life": "half-life of each head in tokens",
     "moved": "‖A - A₀‖ / ‖A₀‖", "surprise": "surprise ‖g‖",
 }  # fmt: skip
 
@@ -70,7 +71,12 @@ def plot_memory(metrics: Path, image: Path) -> None:
     axes = figure.subplots(2, 4).flatten()
     for panel, (name, title) in zip(axes, PANELS.items(), strict=False):
         for i in range(layers):
-            line(panel, [r["memory"][i][name] for r in records], color=colours[i], label=f"layer {i}")
+            values = [r["memory"][i][name] for r in records]
+            if name == "half_life":
+                for head in zip(*(v for v in values if v is not None), strict=True):
+                    line(panel, list(head), color=colours[i])
+            else:
+                line(panel, values, color=colours[i], label=f"layer {i}")
         panel.set_title(title)
     for i in range(layers):
         line(axes[6], [r["memory"][i]["loss_before"] for r in records], color=colours[i], linestyle="--")

@@ -118,15 +118,19 @@ class TitansTrainer(Trainer):
         return loss
 
     def _look(self) -> None:
-        """Measure the outer gradients, and the memories on the first row of the last micro-batch."""
-        state = self._inputs.get("state")
+        """Measure the outer gradients, and the memories on the first row of the last micro-batch.
+
+        A look never ends a run: it leaves out memories that write nothing in a window shorter than their chunk, and one
+        that diverges, of which the loss will tell all processes at once.
+        """
+        self._seen = {"gradient_norms": gradient_norms(self.network)}
+        ids, state = self._inputs["input_ids"][:1], self._inputs.get("state")
         model = cast(TitansForCausalLM, self.network).model
-        first = None if state is None else state.select([0])
-        try:
-            readings = probe_memories(model, self._inputs["input_ids"][:1], first)
-        except FloatingPointError as error:
-            self._stop(str(error))
-        self._seen = {"gradient_norms": gradient_norms(self.network), "memory": [asdict(r) for r in readings]}
+        if ids.shape[1] < model.config.chunk_size:
+            return
+        with suppress(FloatingPointError), self.accelerator.autocast():
+            readings = probe_memories(model, ids, None if state is None else state.select([0]))
+            self._seen["memory"] = [asdict(reading) for reading in readings]
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -158,7 +162,8 @@ class TitansTrainer(Trainer):
         super()._load_rng_state(checkpoint)
         if self.carried is not None and checkpoint is not None:
             model = cast(TitansForCausalLM, self.network).model
-            self.carried.load(checkpoint, self.args.process_index, model)
+            read = self.state.global_step * self.args.gradient_accumulation_steps
+            self.carried.load(checkpoint, self.args.process_index, self.args.world_size, read, model)
 
     def _all_finite(self, value: torch.Tensor) -> bool:
         """Whether the value is finite on every process, so that all of them stop together."""

@@ -63,6 +63,8 @@ class State:
 
 
 def _put(value: Any, new: Any, rows: tuple[int, ...]) -> Any:
+    if (value is None) != (new is None):
+        raise ValueError("put needs two states that hold the same parts, got one with and one without a tensor")
     if isinstance(value, Tensor):
         return value.index_copy(0, torch.tensor(rows, device=value.device), new.to(value.dtype))
     if isinstance(value, tuple):
