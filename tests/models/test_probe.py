@@ -29,7 +29,7 @@ def test_one_reading_per_layer_and_the_model_as_it_was(variant):
     assert len(readings) == 2
     for reading in readings:
         assert 0 < reading.theta < 1 / 16
-        assert 0.4 < reading.eta < 0.6 and 0.005 < reading.alpha < 0.05
+        assert 0.4 < reading.eta < 0.6 and 0.0005 < reading.alpha < 0.005
         assert reading.half_life == pytest.approx((math.log(2) / reading.alpha,), rel=0.1)
         assert reading.weight_norm == pytest.approx(1, abs=1e-5)  # sphere keeps every row's norm
         assert reading.moved > 0 and reading.surprise > 0

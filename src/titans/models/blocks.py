@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from titans.layers.attention import Attention, AttentionCache
@@ -44,7 +45,11 @@ class MAGState(State):
 
 
 class MAGMixer(nn.Module):
-    """Memory as a gate: o = n1(SWA([P‖x])) ⊗ σ(n2(M([P‖x]))) (Titans Eqs. 26-28)."""
+    """Memory as a gate: o = n1(SWA([P‖x])) ⊗ σ(n2(M([P‖x]))) (Titans Eqs. 26-28).
+
+    The paper leaves σ open. SiLU it is: a sigmoid lets the memory only damp what attention found, and costs 0.08 bits
+    per byte (docs/results/lasting.md).
+    """
 
     def __init__(self, config: TitansConfig):
         super().__init__()
@@ -57,7 +62,7 @@ class MAGMixer(nn.Module):
         read, memory, _ = self.branch(x, None if state is None else state.memory, place, store)
         always = self.branch.persistent.P.unsqueeze(0) if self.branch.persistent else None
         y, cache = self.attention(x, None if state is None else state.cache, place, always)
-        return self.attention_norm(y) * torch.sigmoid(self.memory_norm(read)), MAGState(memory, cache)
+        return self.attention_norm(y) * F.silu(self.memory_norm(read)), MAGState(memory, cache)
 
 
 @dataclass(frozen=True)

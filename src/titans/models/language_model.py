@@ -21,6 +21,7 @@ from titans.miras.choice import BY_NAME
 from titans.models.blocks import Block
 from titans.models.config import TitansConfig
 from titans.models.generation import GenerationMixin
+from titans.models.mac import MACMixer
 from titans.models.state import ModelState, Origin, hash_weights
 from titans.ops.memory import Engine, check_engine, check_finite
 from titans.ops.place import Place
@@ -85,6 +86,9 @@ class TitansModel(GenerationMixin, nn.Module):
                 if name.endswith(added):
                     std /= (2 * self.config.n_layers) ** 0.5
                 nn.init.normal_(parameter, std=std)
+        for module in self.modules():
+            if isinstance(module, MACMixer):
+                module.attend_to_itself()
 
     def forward(
         self,
