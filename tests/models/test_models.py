@@ -523,6 +523,14 @@ def test_a_tiny_temperature_takes_the_likeliest_token():
     assert torch.equal(model.generate(x, 5, temperature=1e-40), model.generate(x, 5, temperature=0))
 
 
+def test_a_new_mac_attends_to_each_token_itself():
+    """An attention that averages would write the same thing for every token."""
+    model = build_model(TitansConfig(vocab_size=VOCAB, d_model=16, n_layers=2, chunk_size=4))
+    for block in model.blocks:
+        attention = block.mixer.attention
+        assert torch.equal(attention.kv.weight[:16], attention.q.weight)
+
+
 def test_a_diverging_memory_stops_and_names_its_layer():
     model, x = small("LMM", miras=MirasConfig.titans(), d_hidden=None), ids()
     with torch.no_grad():

@@ -33,6 +33,7 @@ from titans.ops.memory import (
 from titans.ops.place import Place
 from titans.ops.ragged import compact, restore, take
 
+OWN = 0.2  # share of a token itself in its key at the start
 FULL_PACE_CHUNK = 16  # tokens; a default step size shrinks in longer chunks
 
 
@@ -136,6 +137,23 @@ class NeuralMemory(nn.Module):
         self.read_norm = nn.RMSNorm(d_model)
         self.read_gate = nn.Linear(d_model, d_model, bias=False)
         self.out = nn.Linear(d_model, d_model, bias=False)
+        self.recall_what_followed()
+
+    @torch.no_grad()
+    def recall_what_followed(self) -> None:
+        """Let the key of a token start as the query of the token before it.
+
+        Queries and keys are projected alike, and the convolution of keys looks one token further back. A new memory
+        thus files every token under what came before it, and a query recalls what once followed the like of the last
+        tokens: the pattern that copying needs, and that training finds late (docs/results/lasting.md).
+        """
+        queries, keys, _ = self.qkv.weight.chunk(3)
+        keys.copy_(queries)
+        if self.conv is not None and self.conv.kernel > 1:
+            queries, keys, _ = self.conv.weight.chunk(3, -1)
+            queries[0] = 0
+            keys[:-1] = queries[1:]
+            keys[-1] = OWN * queries[-1]  # not 0: a stream's first token has nothing else to be filed under
 
     @overload
     def forward(

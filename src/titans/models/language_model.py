@@ -87,7 +87,9 @@ class TitansModel(GenerationMixin, nn.Module):
                     std /= (2 * self.config.n_layers) ** 0.5
                 nn.init.normal_(parameter, std=std)
         for module in self.modules():
-            if isinstance(module, MACMixer):
+            if isinstance(module, NeuralMemory):
+                module.recall_what_followed()
+            elif isinstance(module, MACMixer):
                 module.attend_to_itself()
 
     def forward(
