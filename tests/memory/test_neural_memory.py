@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from helpers import assert_close
-from titans import MirasConfig, NeuralMemory, PersistentMemory
+from titans import MirasConfig, NeuralMemory, PersistentMemory, TitansConfig, build_model
 from titans.memory.neural_memory import _going_on
 from titans.ops.memory import memory_read
 
@@ -153,3 +153,25 @@ def test_persistent_memory_prepends_strips_and_freezes():
     assert not persistent.P.requires_grad
     persistent.unfreeze()
     assert persistent.P.requires_grad
+
+
+@pytest.mark.parametrize("built", ["layer", "model"])
+def test_a_new_memory_files_every_token_under_the_query_before_it(built):
+    layer = NeuralMemory(32, n_heads=2, chunk_size=4)
+    if built == "model":
+        config = TitansConfig(variant="LMM", vocab_size=7, d_model=32, mem_heads=2, n_layers=1, chunk_size=4)
+        layer = build_model(config).blocks[0].mixer.branch.memory
+    x = torch.randn(3, 50, 32)
+    q, k, _, _ = layer._project(x, None, _going_on(x, None))
+    alike = (k[:, 4:] * q[:, 3:-1]).sum(-1)
+    assert alike.mean() > 0.9
+    assert (k[:, 4:] * q[:, 4:]).sum(-1).abs().mean() < 0.5
+
+
+@pytest.mark.parametrize("kernel", [0, 1, 2])
+def test_any_kernel_starts_with_keys_of_its_own(kernel):
+    layer, x = NeuralMemory(16, conv_kernel=kernel, chunk_size=4), torch.randn(2, 9, 16)
+    layer(x).square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in layer.parameters() if p.grad is not None)
+    _, k, _, _ = layer._project(x, None, _going_on(x, None))
+    assert torch.allclose(k.norm(dim=-1), torch.ones(()))
