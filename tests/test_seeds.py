@@ -118,7 +118,7 @@ def test_all_four_variants_as_printed_for_real():
 
 def test_presets_as_printed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run(PRESETS)["cfg"] == TitansConfig.large(variant="MAC")
+    assert run(PRESETS)["cfg"] == TitansConfig.large(variant="MAC").explicit()
 
 
 def test_import_paths():

@@ -60,4 +60,4 @@ def test_the_inner_model_saves_in_the_projects_own_format(tmp_path):
 def test_registering_again_changes_nothing():
     register()
     register()
-    assert AutoConfig.for_model("titans").core() == TitansConfig()
+    assert AutoConfig.for_model("titans").core() == TitansConfig().explicit()
