@@ -38,7 +38,7 @@ def main() -> int:
     window, texts = model.config.window, ids.tolist()
     plain = mixed(texts, told, window, 1, 0)
     print(f"model alone: {plain:.3f} bits per byte at positions {window} to {config.data.length}")
-    for name, nearest, furthest in (("beyond the window", window, LONGEST * 1000), ("inside it", 1, window - 1)):
+    for name, nearest, furthest in (("beyond the window", window + 1, 10**9), ("inside it", 1, window)):
         found = mixed(texts, told, window, nearest, furthest)
         print(f"with a cache of what lies {name}: {found:.3f} ({found - plain:+.3f})")
     return 0

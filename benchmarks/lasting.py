@@ -26,7 +26,7 @@ from titans.data import ByteTokenizer
 from titans.evaluation import nats_by_position
 from titans.experiments.machine import made_with
 from titans.experiments.text import validation_streams
-from titans.training import TrainConfig
+from titans.training import ConfigError, TrainConfig
 from titans.training.checkpoints import CONFIG_FILE, check_same, last_checkpoint
 from titans.training.curve import read_metrics
 from titans.training.run import train
@@ -83,6 +83,8 @@ def _run(options: argparse.Namespace) -> int:
     started = time.perf_counter()
     if (folder / "model").exists():
         check_same(config, folder / CONFIG_FILE)
+        if (done := read_metrics(folder / "metrics.jsonl")[-1]["step"]) != config.training.steps:
+            raise ConfigError(f"training.steps: {folder} has {done}, not {config.training.steps}")
     else:
         result = train(config, last_checkpoint(folder) is not None, Console(stderr=True, force_terminal=False))
         if result.model_dir is None:

@@ -34,6 +34,8 @@ def main() -> int:
     if options.picture:
         runs = [run for run in runs if "on" in run]  # the others were not measured, or failed
         labels = options.labels or [f"{run['name']}, seed {run['seed']}" for run in runs]
+        if len(labels) != len(runs):
+            parser.error(f"--labels: {len(labels)} given for {len(runs)} measured runs: {[r['name'] for r in runs]}")
         _draw(dict(zip(labels, runs, strict=True)), options.picture)
     return 0
 

@@ -169,7 +169,7 @@ def test_a_new_memory_files_every_token_under_the_query_before_it(built):
 
 
 @pytest.mark.parametrize("kernel", [0, 1, 2])
-def test_any_kernel_starts_with_keys_of_its_own(kernel):
+def test_any_kernel_starts_with_keys_of_unit_length(kernel):
     layer, x = NeuralMemory(16, conv_kernel=kernel, chunk_size=4), torch.randn(2, 9, 16)
     layer(x).square().sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in layer.parameters() if p.grad is not None)

@@ -523,12 +523,14 @@ def test_a_tiny_temperature_takes_the_likeliest_token():
     assert torch.equal(model.generate(x, 5, temperature=1e-40), model.generate(x, 5, temperature=0))
 
 
-def test_a_new_mac_attends_to_each_token_itself():
-    """An attention that averages would write the same thing for every token."""
-    model = build_model(TitansConfig(vocab_size=VOCAB, d_model=16, n_layers=2, chunk_size=4))
-    for block in model.blocks:
-        attention = block.mixer.attention
-        assert torch.equal(attention.kv.weight[:16], attention.q.weight)
+@pytest.mark.parametrize("width", [64, 256])
+def test_a_new_mac_attends_to_each_token_as_much_as_to_all_others(width):
+    """An attention that averages would write the same for every token, one that only sees itself would learn nothing."""
+    torch.manual_seed(0)
+    model = build_model(TitansConfig(vocab_size=VOCAB, d_model=width, n_heads=1, n_layers=1, chunk_size=32))
+    attention, x = model.blocks[0].mixer.attention, torch.randn(20, 32, width)
+    scores = attention.queries(x)[:, -1, 0].unsqueeze(1) @ attention.keys_values(x)[0][:, :, 0].mT / width**0.5
+    assert 0.3 < scores.softmax(-1)[..., -1].mean() < 0.7
 
 
 def test_a_diverging_memory_stops_and_names_its_layer():

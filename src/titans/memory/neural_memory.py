@@ -145,15 +145,17 @@ class NeuralMemory(nn.Module):
 
         Queries and keys are projected alike, and the convolution of keys looks one token further back. A new memory
         thus files every token under what came before it, and a query recalls what once followed the like of the last
-        tokens: the pattern that copying needs, and that training finds late (docs/results/lasting.md).
+        tokens: the pattern that copying needs, and that training finds late (docs/results/lasting.md). Without a
+        convolution of at least two tokens there is nothing to look back with, and nothing happens.
         """
+        if self.conv is None or self.conv.kernel < 2:
+            return
         queries, keys, _ = self.qkv.weight.chunk(3)
         keys.copy_(queries)
-        if self.conv is not None and self.conv.kernel > 1:
-            queries, keys, _ = self.conv.weight.chunk(3, -1)
-            queries[0] = 0
-            keys[:-1] = queries[1:]
-            keys[-1] = OWN * queries[-1]  # not 0: a stream's first token has nothing else to be filed under
+        queries, keys, _ = self.conv.weight.chunk(3, -1)
+        queries[0] = 0
+        keys[:-1] = queries[1:]
+        keys[-1] = OWN * queries[-1]  # not 0: a stream's first token has nothing else to be filed under
 
     @overload
     def forward(

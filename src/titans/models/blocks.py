@@ -47,8 +47,8 @@ class MAGState(State):
 class MAGMixer(nn.Module):
     """Memory as a gate: o = n1(SWA([P‖x])) ⊗ σ(n2(M([P‖x]))) (Titans Eqs. 26-28).
 
-    The paper leaves σ open. SiLU it is: a sigmoid lets the memory only damp what attention found, and costs 0.08 bits
-    per byte (docs/results/lasting.md).
+    The paper leaves σ open. SiLU it is: a sigmoid lets the memory only damp what attention found, and costs 0.075
+    bits per byte (docs/results/lasting.md).
     """
 
     def __init__(self, config: TitansConfig):

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -26,6 +27,9 @@ from titans.models.state import ModelState, Origin, hash_weights
 from titans.ops.memory import Engine, check_engine, check_finite
 from titans.ops.place import Place
 from titans.ops.ragged import compact, restore, take
+
+# Raised when the same configuration and weights would compute something else; older files are then refused.
+COMPUTATION = "2"  # 1: sigmoid gates in MAG and MAC
 
 
 @dataclass(frozen=True)
@@ -171,7 +175,7 @@ class TitansModel(GenerationMixin, nn.Module):
         """A hash of everything in the configuration that a state depends on."""
         unlike = {"max_seq_len", "lr", "gradient_checkpointing"}
         told = self.config.explicit().model_dump(mode="json", exclude=unlike, context=BY_NAME)
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps([COMPUTATION, told], sort_keys=True).encode()).hexdigest()[:16]
 
     def _flags(self, name: str, flags: Tensor | None, like: Tensor) -> Tensor | None:
         if flags is None:
@@ -223,7 +227,7 @@ class TitansModel(GenerationMixin, nn.Module):
         if self.config.tie_embeddings:
             del tensors["head.weight"]
         self.config.to_json(folder / "config.json.part")
-        save_file(tensors, folder / "model.safetensors.part", {"format": "pt"})
+        save_file(tensors, folder / "model.safetensors.part", {"format": "pt", "computation": COMPUTATION})
         os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
         os.replace(folder / "config.json.part", folder / "config.json")
 
@@ -241,7 +245,11 @@ class TitansModel(GenerationMixin, nn.Module):
                 raise FileNotFoundError(f"model folder {str(folder)!r} has no {name}")
         config = TitansConfig.from_json(folder / "config.json")
         model = build_model(config)
-        tensors = load_file(folder / "model.safetensors")
+        with safe_open(folder / "model.safetensors", framework="pt") as file:
+            made_for = (file.metadata() or {}).get("computation", "1")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if made_for != COMPUTATION:
+            raise ValueError(f"model folder {str(folder)!r} was made for computation {made_for}, this is {COMPUTATION}")
         if config.tie_embeddings and "embedding.weight" in tensors:
             tensors["head.weight"] = tensors["embedding.weight"]
         try:

@@ -5,6 +5,7 @@ Legend: B batch, T tokens, P persistent tokens, H heads, D head width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -74,11 +75,11 @@ class MACMixer(nn.Module):
         """Let attention's keys start as its queries are, so that a token attends to itself more than to others.
 
         Untrained attention averages over its segment, and what is written then hardly differs from token to token: all
-        of it adds up in the same place of the memory. With SiLU as the gate the outer gradient of an untrained model
-        (4 layers, C = 16) has a norm of 36 without this and of 10 with it (docs/results/lasting.md).
+        of it adds up in the same place of the memory. A token's score for itself starts at about ln(segment), so that
+        it gets about as much as all the others together, whatever the head's width.
         """
         keys, _ = self.attention.kv.weight.chunk(2)
-        keys.copy_(self.attention.q.weight)
+        keys.copy_(self.attention.q.weight * min(1, math.log(self.segment) / self.attention.head_dim**0.5))
 
     def forward(self, x: Tensor, state: MACState | None, place: Place, store: Tensor | None) -> tuple[Tensor, MACState]:
         tail = None if state is None else state.tail

@@ -76,6 +76,8 @@ class CarriedStates:
                 state = ModelState.load(_file(folder, process, turn))
             except (FileNotFoundError, ValueError) as error:
                 raise ConfigError(f"training.carry_state: {error}") from error
+            if state.origin.fingerprint != model.fingerprint:
+                raise ConfigError(f"training.carry_state: {folder} holds states of a model of another configuration")
             # Copies: tensors lie in a file at any address, and arithmetic on unaligned ones rounds differently.
             state = replace(state, origin=model.origin).map(lambda x: x.to(device, copy=True))
             self._states[turn] = state

@@ -156,8 +156,12 @@ class TrainConfig(Section):
             raise ConfigError(f"{origin}: {describe(error, cls)}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, every default spelt out, the memory's rule included."""
-        return {**self.model_dump(mode="json"), "model": self.model.to_dict()}
+        """Plain values, every default spelt out, the memory's rule included.
+
+        Not the cap of θ, which follows chunk size and rule: whoever changes these in the file wants another one.
+        """
+        model = {**self.model.to_dict(), "theta_max": self.model.theta_max}
+        return {**self.model_dump(mode="json"), "model": model}
 
     def to_yaml(self, path: str | Path) -> None:
         """Write ``to_dict`` as YAML."""

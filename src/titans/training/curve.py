@@ -73,7 +73,7 @@ def plot_memory(metrics: Path, image: Path) -> None:
         for i in range(layers):
             values = [r["memory"][i][name] for r in records]
             if name == "half_life":
-                for head in zip(*(v for v in values if v is not None), strict=True):
+                for head in zip(*(v for v in values if isinstance(v, list)), strict=True):
                     line(panel, list(head), color=colours[i])
             else:
                 line(panel, values, color=colours[i], label=f"layer {i}")

@@ -120,8 +120,8 @@ class TitansTrainer(Trainer):
     def _look(self) -> None:
         """Measure the outer gradients, and the memories on the first row of the last micro-batch.
 
-        A look never ends a run: it leaves out memories that write nothing in a window shorter than their chunk, and one
-        that diverges, of which the loss will tell all processes at once.
+        A look never ends a run: it leaves out windows shorter than a chunk, in which hardly anything is written, and a
+        memory that diverges, of which the loss will tell all processes at once.
         """
         self._seen = {"gradient_norms": gradient_norms(self.network)}
         ids, state = self._inputs["input_ids"][:1], self._inputs.get("state")

@@ -58,6 +58,9 @@ class State:
         """The same state with its ``rows`` taken from ``new``, whose row i becomes ``rows[i]``.
 
         Both must hold tensors of the same shapes, apart from the batch.
+
+        Raises:
+            ValueError: one holds a part that the other lacks.
         """
         return _put(self, new, tuple(rows))
 
