@@ -525,7 +525,7 @@ def test_a_tiny_temperature_takes_the_likeliest_token():
 
 @pytest.mark.parametrize("width", [64, 256])
 def test_a_new_mac_attends_to_each_token_as_much_as_to_all_others(width):
-    """An attention that averages would write the same for every token, one that only sees itself would learn nothing."""
+    """An attention that averages writes the same for every token, one that only sees itself would learn nothing."""
     torch.manual_seed(0)
     model = build_model(TitansConfig(vocab_size=VOCAB, d_model=width, n_heads=1, n_layers=1, chunk_size=32))
     attention, x = model.blocks[0].mixer.attention, torch.randn(20, 32, width)
