@@ -1,6 +1,7 @@
 """Tables and pictures of docs/results/lasting.md from the runs of lasting.py, one line per run and seed.
 
-``python benchmarks/lasting_report.py``; a picture of some: ``--only mag-600 swa-600 --picture FILE``.
+``python benchmarks/lasting_report.py``; a picture of some: ``--only mag-600 swa-600 --picture FILE``. With ``--seeds``
+one line per run: medians over its seeds, the largest gradient norm of them all, and the range of "train".
 Bits per byte: "train" is the mean of the last 20 steps; "beyond" is the validation loss beyond the window, "reset" and
 "off" what it costs there to reset the memory at every segment or never to write it; "reading on" is a continuous
 reading of long streams minus one that restarts every 512 bytes, at positions 512-2,048, 2,048-8,192, from 8,192 on, and
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,15 +24,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("docs/results/raw/lasting"))
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these runs, in this order")
+    parser.add_argument("--seeds", action="store_true", help="one line per run: medians over its seeds")
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--labels", nargs="+", help="of the runs in the picture, in this order")
     options = parser.parse_args()
     runs = [json.loads(path.read_text()) for path in sorted(options.folder.glob("*.json"))]
     if options.only:
         runs = [run for name in options.only for run in runs if run["name"] == name]
-    print("| " + " | ".join(HEADER) + " |\n|" + "---|" * len(HEADER))
-    for run in runs:
-        print("| " + " | ".join(_row(run)) + " |")
+    header = (*HEADER, "range of train") if options.seeds else HEADER
+    rows = _medians(runs) if options.seeds else [_row(f"{run['name']}, seed {run['seed']}", run) for run in runs]
+    print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
     if options.picture:
         runs = [run for run in runs if "on" in run]  # the others were not measured, or failed
         labels = options.labels or [f"{run['name']}, seed {run['seed']}" for run in runs]
@@ -40,18 +45,40 @@ def main() -> int:
     return 0
 
 
-def _row(run: dict) -> list[str]:
-    name = f"{run['name']}, seed {run['seed']}"
-    if "failure" in run:
-        return [name, run["failure"]]
+def _figures(run: dict) -> list[float | None]:
+    """What stands in a line after the run's name, in the order of HEADER."""
     on = run.get("beyond_window_on")
     cost = [None if run.get(f"beyond_window_{m}") is None else run[f"beyond_window_{m}"] - on for m in ("reset", "off")]
     drift = run.get("continuous_minus_restarted", {})
     later = [drift.get(bucket) for bucket in ("512-2048", "2048-8192", "8192-32768")]
     later.append(run["continuous_mean"] - run["restarted_mean"] if drift else None)
-    plain = ["–" if x is None else f"{x:.3f}" for x in (run["final_loss"], on)]
-    signed = ["–" if x is None else f"{x:+.3f}" for x in (*cost, *later)]
-    return [name, *plain, *signed, f"{run['largest_gradient_norm']:.1f}"]
+    return [run["final_loss"], on, *cost, *later, run["largest_gradient_norm"]]
+
+
+def _row(name: str, run: dict) -> list[str]:
+    return [name, run["failure"]] if "failure" in run else [name, *_shown(_figures(run))]
+
+
+def _shown(figures: list[float | None]) -> list[str]:
+    formats = (".3f", ".3f", *["+.3f"] * 6, ".1f")
+    return ["–" if x is None else format(x, f) for x, f in zip(figures, formats, strict=True)]
+
+
+def _medians(runs: list[dict]) -> list[list[str]]:
+    """A line per run: medians over its seeds, but the largest of its gradient norms; failures count as such."""
+    lines = []
+    for name in dict.fromkeys(run["name"] for run in runs):
+        same = [run for run in runs if run["name"] == name]
+        finished = [run for run in same if "failure" not in run]
+        told = f"{name}, {len(finished)} of {len(same)} seeds" if len(finished) < len(same) else f"{name}, {len(same)}"
+        if not finished:
+            lines.append([told, same[0]["failure"]])
+            continue
+        *columns, norms = zip(*map(_figures, finished), strict=True)
+        middle = [None if None in column else statistics.median(column) for column in columns]
+        losses = columns[0]
+        lines.append([told, *_shown([*middle, max(norms)]), f"{min(losses):.3f} to {max(losses):.3f}"])
+    return lines
 
 
 def _draw(runs: Mapping[str, dict], path: Path) -> None:

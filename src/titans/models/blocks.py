@@ -93,7 +93,7 @@ class MALMixer(nn.Module):
                 persistent = first
             elif not all(place.starting):
                 starting = torch.tensor(place.starting, device=x.device).view(-1, 1, 1)
-                persistent = torch.where(starting, first, persistent.to(first.dtype))
+                persistent = torch.where(starting, first, persistent)
             else:
                 persistent = first
         if prefix and persistent is None:

@@ -79,7 +79,7 @@ class MACMixer(nn.Module):
         it gets about as much as all the others together, whatever the head's width.
         """
         keys, _ = self.attention.kv.weight.chunk(2)
-        keys.copy_(self.attention.q.weight * min(1, math.log(self.segment) / self.attention.head_dim**0.5))
+        keys.copy_(self.attention.q.weight * min(1, math.log(max(2, self.segment)) / self.attention.head_dim**0.5))
 
     def forward(self, x: Tensor, state: MACState | None, place: Place, store: Tensor | None) -> tuple[Tensor, MACState]:
         tail = None if state is None else state.tail
