@@ -14,6 +14,7 @@ from helpers import assert_close
 from titans import MirasConfig, TitansConfig, TitansMAC, build_model, count_parameters, load_model
 from titans.models import ModelState, mac
 from titans.ops.memory import chunked
+from titans.ops.place import Place
 
 VARIANTS = ["LMM", "MAC", "MAG", "MAL"]
 ALL = [*VARIANTS, "transformer", "swa"]
@@ -523,11 +524,15 @@ def test_a_tiny_temperature_takes_the_likeliest_token():
     assert torch.equal(model.generate(x, 5, temperature=1e-40), model.generate(x, 5, temperature=0))
 
 
+@pytest.mark.parametrize("variant", ["MAC", "MAL"])
 @pytest.mark.parametrize("width", [64, 256])
-def test_a_new_mac_attends_to_each_token_as_much_as_to_all_others(width):
-    """An attention that averages writes the same for every token, one that only sees itself would learn nothing."""
+def test_a_new_model_attends_to_each_token_as_much_as_to_all_others(variant, width):
+    """An attention that averages makes all tokens the same, one that only sees itself would learn nothing."""
     torch.manual_seed(0)
-    model = build_model(TitansConfig(vocab_size=VOCAB, d_model=width, n_heads=1, n_layers=1, chunk_size=32))
+    config = TitansConfig(
+        variant=variant, vocab_size=VOCAB, d_model=width, n_heads=1, n_layers=1, chunk_size=32, window=32
+    )  # fmt: skip
+    model = build_model(config)
     attention, x = model.blocks[0].mixer.attention, torch.randn(20, 32, width)
     scores = attention.queries(x)[:, -1, 0].unsqueeze(1) @ attention.keys_values(x)[0][:, :, 0].mT / width**0.5
     assert 0.3 < scores.softmax(-1)[..., -1].mean() < 0.7
@@ -570,3 +575,16 @@ def test_a_state_file_fits_the_model_that_was_saved_and_loaded(miras, tmp_path):
     again = load_model(tmp_path / "model")
     state = ModelState.load(tmp_path / "state.safetensors")
     assert_close(again(ids(), state=state).logits, model(ids(), state=state).logits, "logits")
+
+
+def test_what_mac_recalls_passes_by_itself_too():
+    """o = (b + y) ⊗ gate: a step of b adds the gate alone, whatever attention found."""
+    model, x = small("MAC", n_layers=1), ids()
+    mixer, found = model.blocks[0].mixer, []
+    with torch.no_grad():
+        for b in (0.0, 1.0, 2.0):
+            mixer.read_through.fill_(b)
+            found.append(mixer(model.embedding(x), None, Place((0, 0), x.shape[1]), None)[0])
+    gate = found[1] - found[0]
+    assert gate.abs().max() > 0.01
+    assert_close(found[2] - found[1], gate)

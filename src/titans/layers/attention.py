@@ -56,6 +56,17 @@ class Attention(nn.Module):
         self.kv = nn.Linear(d_model, 2 * d_model, bias=False)
         self.out = nn.Linear(d_model, d_model, bias=False)
 
+    @torch.no_grad()
+    def attend_to_itself(self, tokens: int) -> None:
+        """Let keys start as queries are, so that a token attends to itself about as much as to ``tokens`` others.
+
+        Untrained attention averages, and tokens then hardly differ after it: where a memory writes what attention
+        found, all of it adds up in the same place; where attention reads what a memory found, little of it is left.
+        A token's score for itself starts at about ln(tokens), whatever the head's width.
+        """
+        keys, _ = self.kv.weight.chunk(2)
+        keys.copy_(self.q.weight * min(1, math.log(max(2, tokens)) / self.head_dim**0.5))
+
     def queries(self, x: Tensor) -> Tensor:
         """[B, T, d_model] -> [B, T, H, D], not rotated."""
         return self.q(x).unflatten(-1, (self.n_heads, self.head_dim))

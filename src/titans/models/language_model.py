@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from titans.memory import NeuralMemory
 from titans.miras.choice import BY_NAME
-from titans.models.blocks import Block
+from titans.models.blocks import Block, MALMixer
 from titans.models.config import TitansConfig
 from titans.models.generation import GenerationMixin
 from titans.models.mac import MACMixer
@@ -29,7 +29,7 @@ from titans.ops.place import Place
 from titans.ops.ragged import compact, restore, take
 
 # Raised when the same configuration and weights would compute something else; older files are then refused.
-COMPUTATION = "2"  # 1: sigmoid gates in MAG and MAC
+COMPUTATION = "3"  # 1: sigmoid gates in MAG and MAC; 2: MAC without `read_through`
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,9 @@ class TitansModel(GenerationMixin, nn.Module):
             if isinstance(module, NeuralMemory):
                 module.recall_what_followed()
             elif isinstance(module, MACMixer):
-                module.attend_to_itself()
+                module.attention.attend_to_itself(self.config.segment)
+            elif isinstance(module, MALMixer):
+                module.attention.attend_to_itself(self.config.window)
 
     def forward(
         self,

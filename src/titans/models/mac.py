@@ -5,7 +5,6 @@ Legend: B batch, T tokens, P persistent tokens, H heads, D head width.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -52,8 +51,12 @@ class MACMixer(nn.Module):
     """Memory as a context, segment by segment (Titans Eqs. 21-25).
 
     h_j is read from the memory as it stood at the end of the previous segment; token i attends to P, to h_j with j ≤ i
-    and to the segment's tokens j ≤ i; the result y_i, normalised, is written into the memory and gated by a read of it.
-    Only what the next segment waits for is computed segment by segment; the gate follows for all of them at once.
+    and to the segment's tokens j ≤ i; the result y_i, normalised, is written into the memory; the output is
+    o_i = (b + y_i) ⊗ SiLU(n(M_i(y_i))). Only what the next segment waits for is computed segment by segment; the gate
+    follows for all of them at once.
+
+    The paper leaves the gate open. b, learned from 1 on, lets a read pass by itself: what is written must differ from
+    token to token, and a product with it alone would be undone only by knowing it (docs/results/lasting.md).
     """
 
     def __init__(self, config: TitansConfig):
@@ -69,17 +72,7 @@ class MACMixer(nn.Module):
         nn.init.constant_(self.context_norm.weight, INITIAL_CONTEXT)
         self.attention_norm = nn.RMSNorm(config.d_model)
         self.memory_norm = nn.RMSNorm(config.d_model)
-
-    @torch.no_grad()
-    def attend_to_itself(self) -> None:
-        """Let attention's keys start as its queries are, so that a token attends to itself more than to others.
-
-        Untrained attention averages over its segment, and what is written then hardly differs from token to token: all
-        of it adds up in the same place of the memory. A token's score for itself starts at about ln(segment), so that
-        it gets about as much as all the others together, whatever the head's width.
-        """
-        keys, _ = self.attention.kv.weight.chunk(2)
-        keys.copy_(self.attention.q.weight * min(1, math.log(max(2, self.segment)) / self.attention.head_dim**0.5))
+        self.read_through = nn.Parameter(torch.ones(config.d_model))
 
     def forward(self, x: Tensor, state: MACState | None, place: Place, store: Tensor | None) -> tuple[Tensor, MACState]:
         tail = None if state is None else state.tail
@@ -98,7 +91,7 @@ class MACMixer(nn.Module):
         else:
             y, read, state = self._ragged(whole, angles, state, place, store)
         gate = F.silu(self.memory_norm(self.memory.emit(read, y)))
-        return y * gate, replace(state, tail=tail)
+        return (self.read_through + y) * gate, replace(state, tail=tail)
 
     def _uniform(
         self,
