@@ -123,7 +123,7 @@ def _windows(model, config: TrainConfig, count: int) -> dict:
     """Bits per byte by position in validation windows of the training length."""
     ids, _ = validation_streams(config.data, config.data.length, count, ByteTokenizer())
     found = {}
-    for mode in ("on",) if config.model.variant in ("swa", "transformer") else ("on", "reset", "off"):
+    for mode in ("on", "reset", "off") if config.model.has_memory else ("on",):
         segment = config.model.segment if mode == "reset" else config.data.length
         nats = nats_by_position(model, ids.split(32), segment=segment, memory=mode)
         found[mode] = by_bucket(nats)

@@ -160,10 +160,15 @@ class TitansConfig(BaseModel):
         """About 760 M parameters."""
         return cls.preset("large", variant, **changes)
 
+    @property
+    def has_memory(self) -> bool:
+        """Not one of the baselines."""
+        return self.variant not in ("transformer", "swa")
+
     def explicit(self) -> TitansConfig:
         """The same model with the memory's rule and cap of θ spelt out: what a file must say, lest a later default
         change what it means."""
-        if self.variant in ("transformer", "swa"):
+        if not self.has_memory:
             return self
         width = self.d_model // self.memory_heads
         theta_max = self.theta_max or default_theta_max(self.rule, width, self.chunk_size)

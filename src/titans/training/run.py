@@ -102,7 +102,7 @@ def _assemble(
     metrics = Metrics(Path(settings.output_dir) / checkpoints.METRICS_FILE, windows_per_step * config.data.length)
     display = Display(console, metrics, settings.log_every)
     drawn = {checkpoints.CURVE_FILE: plot_curve}
-    writes = config.model.variant not in ("transformer", "swa") and config.data.length >= config.model.chunk_size
+    writes = config.model.has_memory and config.data.length >= config.model.chunk_size
     if settings.probe_every and writes:
         drawn[checkpoints.MEMORY_FILE] = plot_memory
     pictures = Pictures(metrics.path, {Path(settings.output_dir) / name: draw for name, draw in drawn.items()})
