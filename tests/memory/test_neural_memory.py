@@ -175,3 +175,16 @@ def test_any_kernel_starts_with_keys_of_unit_length(kernel):
     assert all(torch.isfinite(p.grad).all() for p in layer.parameters() if p.grad is not None)
     _, k, _, _ = layer._project(x, None, _going_on(x, None))
     assert torch.allclose(k.norm(dim=-1), torch.ones(()))
+
+
+def test_values_are_no_longer_than_what_the_memory_can_return(memory):
+    """A longer value's error never fades: it would be written again and again, in steps beyond the cap of θ."""
+    short, x = [torch.randn(1, 6, 12, dtype=torch.float64) * scale for scale in (0.1, 100.0)]
+    short[:, 2] = 0
+    short.requires_grad_()
+    for y, cut in ((short, False), (x, True)):
+        v = memory._project(y, None, _going_on(y, None))[2]
+        plain = memory.conv(memory.qkv(y), None, _going_on(y, None))[0].chunk(3, -1)[2].unflatten(-1, (2, 6))
+        assert_close(v, plain * 6**0.5 / plain.norm(dim=-1, keepdim=True) if cut else plain)
+    memory(short).sum().backward()
+    assert torch.isfinite(short.grad).all()

@@ -59,9 +59,9 @@ def default_theta_max(miras: MirasConfig, head_dim: int, chunk_size: int) -> flo
 class NeuralMemory(nn.Module):
     """A small network per sample and head whose weights learn, by gradient descent, what it reads.
 
-    Each token is projected to a query, a key and a value (causal convolution, ℓ2-normalised q and k) and to its own
-    step size θ, momentum decay η and forgetting α. The memory takes a gradient step on ℓ(M(k), v) and is then read at
-    q; the read is normalised, gated and projected.
+    Each token is projected to a query, a key and a value (causal convolution, ℓ2-normalised q and k, v no longer than
+    √D) and to its own step size θ, momentum decay η and forgetting α. The memory takes a gradient step on ℓ(M(k), v)
+    and is then read at q; the read is normalised, gated and projected.
 
     Args:
         d_model: width of x.
@@ -295,7 +295,16 @@ class NeuralMemory(nn.Module):
         q, k, v = projected.chunk(3, -1)
         if self.qkv_activation == "silu":
             v = F.silu(v)
-        return self.normalise(q), self.normalise(k), v.unflatten(-1, (self.n_heads, self.head_dim)), tail
+        return self.normalise(q), self.normalise(k), self._limit(v.unflatten(-1, (self.n_heads, self.head_dim))), tail
+
+    def _limit(self, v: Tensor) -> Tensor:
+        """Values [B, T, H, D], the longer ones cut to √D: what the wrapper x + LN(.) returns is about that long.
+
+        The error of a longer value never fades, however often it is written, and its pull is a step size beyond the cap
+        of θ. Training grows values without end, since what is read is normalised (docs/results/lasting.md).
+        """
+        longest = self.head_dim**0.5
+        return v * (longest / torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(longest))
 
     def _writing(self, x: Tensor) -> dict:
         """The arguments of ``memory_scan`` that only writing needs, and those of ``_rule``."""

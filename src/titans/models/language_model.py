@@ -29,7 +29,7 @@ from titans.ops.place import Place
 from titans.ops.ragged import compact, restore, take
 
 # Raised when the same configuration and weights would compute something else; older files are then refused.
-COMPUTATION = "3"  # 1: sigmoid gates in MAG and MAC; 2: MAC without `read_through`
+COMPUTATION = "3"  # 1: sigmoid gates in MAG and MAC; 2: MAC without `read_through`, values of any length
 
 
 @dataclass(frozen=True)
