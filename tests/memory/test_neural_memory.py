@@ -188,3 +188,17 @@ def test_values_are_no_longer_than_what_the_memory_can_return(memory):
         assert_close(v, plain * 6**0.5 / plain.norm(dim=-1, keepdim=True) if cut else plain)
     memory(short).sum().backward()
     assert torch.isfinite(short.grad).all()
+
+
+@pytest.mark.parametrize("gates", ["head", "channel"])
+@pytest.mark.parametrize("algorithm", ["gradient_descent", "momentum", "muon"])
+def test_the_cap_of_a_step_holds_for_all_that_momentum_makes_of_it(algorithm, gates):
+    """θ ≤ theta_max (1 - η): a gradient moves the weights by θ / (1 - η) in all. Muon's momentum has no length."""
+    rule = MirasConfig(algorithm=algorithm, gates=gates)
+    layer = NeuralMemory(12, n_heads=2, chunk_size=4, miras=rule, theta_max=0.3).double()
+    with torch.no_grad():
+        layer.gates.up.bias[: layer.gates.sizes[0]] = 50.0
+    theta, eta, _, _ = layer.gates(inputs())
+    first = theta[0].flatten(2) if gates == "channel" else theta
+    factor = 1 - eta.repeat_interleave(first.shape[-1] // 2, -1) if algorithm == "momentum" else torch.ones(())
+    assert_close(first, 0.3 * factor.double().expand_as(first))

@@ -287,7 +287,7 @@ def test_starting_gates():
     x = torch.randn(1, 5, 16, dtype=torch.float64)
     for block, other in zip(model.model.blocks, plain.model.blocks, strict=True):
         trace = block.mixer.memory.trace(x)
-        for gate, bias in ((trace.theta * 80, 0.5), (trace.eta, -1.0), (trace.alpha, -3.0)):
+        for gate, bias in ((trace.theta * 80 / (1 - trace.eta), 0.5), (trace.eta, -1.0), (trace.alpha, -3.0)):
             assert_close(gate, torch.full_like(gate, bias).sigmoid())
         usual = other.mixer.memory.trace(x).alpha
         assert 3e-4 < usual.min() < usual.max() < 3e-3 and usual.std() > 0

@@ -21,15 +21,17 @@ RANK = 32
 class MemoryGates(nn.Module):
     """The gates of every token, by one linear map of it; with channel gates by one of rank 32.
 
-    They start at θ = ``theta_max`` / 2, η = 0.5, α as the retention says and δ = 1, with a little noise from
-    token to token.
+    θ = ``theta_max`` · (1 - η) · σ(.): with momentum a gradient moves the weights by θ / (1 - η) in all, and that is
+    what must not be too long. A momentum that is orthogonalised before it is added has no such length: θ = theta_max σ.
+
+    They start at σ = 0.5, η = 0.5, α as the retention says and δ = 1, with a little noise from token to token.
 
     Args:
         d_model: width of x.
         heads, head_dim: H and D.
         miras: says which gates there are, and whether they are numbers of a head or of every output channel.
         use_decay: is there an α?
-        theta_max: cap of θ.
+        theta_max: cap of θ / (1 - η), of θ without momentum.
 
     Source: Titans §3.1; MIRAS §5.3 for channels.
     """
@@ -37,6 +39,7 @@ class MemoryGates(nn.Module):
     def __init__(self, d_model: int, heads: int, head_dim: int, miras: MirasConfig, use_decay: bool, theta_max: float):
         super().__init__()
         self.heads, self.theta_max, self.per_channel = heads, theta_max, miras.gates == "channel"
+        self.momentum_adds_up = miras.algorithm.momentum and not miras.algorithm.per_chunk
         widths = [shape[0] for shape in miras.architecture.shapes(head_dim)] if self.per_channel else [1]
         self.parts = [("theta", n) for n in widths]
         if miras.algorithm.momentum:
@@ -75,8 +78,12 @@ class MemoryGates(nn.Module):
         sizes = self.sizes if delta is None else self.sizes[:-1]
         for (name, _), gate in zip(self.parts, torch.sigmoid(logits).split(sizes, -1), strict=False):
             found[name].append(gate if name == "eta" else self._per_head(gate))
-        theta = tuple(g * self.theta_max for g in found["theta"])
         eta = found["eta"][0] if found["eta"] else None
+        cap = self.theta_max
+        if self.momentum_adds_up and eta is not None:
+            cap = self.theta_max * (1 - eta)
+            cap = cap.unsqueeze(-1) if self.per_channel else cap
+        theta = tuple(gate * cap for gate in found["theta"])
         if self.per_channel:
             return theta, eta, tuple(found["alpha"]) or None, delta
         return theta[0], eta, found["alpha"][0] if found["alpha"] else None, delta

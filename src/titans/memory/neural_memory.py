@@ -74,8 +74,9 @@ class NeuralMemory(nn.Module):
         miras: the four choices; default ``MirasConfig.steady()``.
         conv_kernel: kernel of the convolution after each projection; 0 for none.
         qkv_activation: "none" or "silu" after the convolution.
-        theta_max: cap of the step size; default ``miras.pace`` / D · min(1, 16 / C), so 1/D for the Titans rule at
-            C ≤ 16: gradients of one chunk are all taken at the same weights, and add up where its tokens are alike.
+        theta_max: cap of θ / (1 - η), how far a gradient moves the weights in all; of θ without momentum and with
+            muon. Default ``miras.pace`` / D · min(1, 16 / C), so 1/D for the Titans rule at C ≤ 16: gradients of one
+            chunk are all taken at the same weights, and add up where its tokens are alike.
 
     Attributes:
         engine: "chunked"; set it to "compiled" to run whole chunks through ``torch.compile``.
