@@ -32,13 +32,14 @@ def main() -> int:
     if options.only:
         runs = [run for name in options.only for run in runs if run["name"] == name]
     header = (*HEADER, "range of train") if options.seeds else HEADER
-    rows = _medians(runs) if options.seeds else [_row(f"{run['name']}, seed {run['seed']}", run) for run in runs]
+    rows = _medians(runs) if options.seeds else [_row(_label(run), run) for run in runs]
     print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
     for row in rows:
         print("| " + " | ".join(row) + " |")
     if options.picture:
         runs = [run for run in runs if "on" in run]  # the others were not measured, or failed
-        labels = options.labels or [f"{run['name']}, seed {run['seed']}" for run in runs]
+        runs = _middle_curves(runs) if options.seeds else runs
+        labels = options.labels or [_label(run) for run in runs]
         if len(labels) != len(runs):
             parser.error(f"--labels: {len(labels)} given for {len(runs)} measured runs: {[r['name'] for r in runs]}")
         _draw(dict(zip(labels, runs, strict=True)), options.picture)
@@ -53,6 +54,24 @@ def _figures(run: dict) -> list[float | None]:
     later = [drift.get(bucket) for bucket in ("512-2048", "2048-8192", "8192-32768")]
     later.append(run["continuous_mean"] - run["restarted_mean"] if drift else None)
     return [run["final_loss"], on, *cost, *later, run["largest_gradient_norm"]]
+
+
+def _label(run: dict) -> str:
+    return f"{run['name']}, seed {run['seed']}" if "seed" in run else run["name"]
+
+
+def _middle_curves(runs: list[dict]) -> list[dict]:
+    """One run per name: the medians over its seeds of all that is drawn."""
+    middle = []
+    for name in dict.fromkeys(run["name"] for run in runs):
+        same = [run for run in runs if run["name"] == name]
+        curves = {
+            part: {place: statistics.median(run[part][place] for run in same) for place in same[0][part]}
+            for part in ("on", "continuous_minus_restarted")
+            if part in same[0]
+        }
+        middle.append({"name": name, **curves})
+    return middle
 
 
 def _row(name: str, run: dict) -> list[str]:
