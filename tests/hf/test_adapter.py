@@ -1,5 +1,7 @@
 """The Auto classes give back what was saved, and the adapter computes what the model computes."""
 
+import json
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -8,6 +10,7 @@ from helpers import assert_close
 from titans.hf import TitansForCausalLM, TitansHFConfig, register
 from titans.miras import MirasConfig
 from titans.models import TitansConfig, load_model
+from titans.models.language_model import COMPUTATION
 
 
 def tiny(**changes) -> TitansForCausalLM:
@@ -30,6 +33,17 @@ def test_saved_and_loaded_by_the_auto_classes_it_is_the_same(tmp_path, variant, 
     weights = loaded.state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
     assert_close(loaded(ids).logits, model(ids).logits)  # loaded tensors lie otherwise aligned: not bit for bit
+
+
+@pytest.mark.parametrize("made_for", ["2", None])
+def test_a_folder_made_for_another_computation_is_refused(tmp_path, made_for):
+    """Its weights would load, or stay uninitialised, and compute something else."""
+    tiny().save_pretrained(tmp_path)
+    told = json.loads((tmp_path / "config.json").read_text())
+    assert told.pop("computation") == COMPUTATION
+    (tmp_path / "config.json").write_text(json.dumps(told | ({"computation": made_for} if made_for else {})))
+    with pytest.raises(ValueError, match=f"computation {made_for or '1'}, this is {COMPUTATION}"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
 def test_it_passes_everything_to_the_model_and_back():

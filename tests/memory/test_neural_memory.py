@@ -8,6 +8,7 @@ import torch
 from helpers import assert_close
 from titans import MirasConfig, NeuralMemory, PersistentMemory, TitansConfig, build_model
 from titans.memory.neural_memory import _going_on
+from titans.miras import Matrix
 from titans.ops.memory import memory_read
 
 
@@ -177,28 +178,43 @@ def test_any_kernel_starts_with_keys_of_unit_length(kernel):
     assert torch.allclose(k.norm(dim=-1), torch.ones(()))
 
 
-def test_values_are_no_longer_than_what_the_memory_can_return(memory):
-    """A longer value's error never fades: it would be written again and again, in steps beyond the cap of θ."""
-    short, x = [torch.randn(1, 6, 12, dtype=torch.float64) * scale for scale in (0.1, 100.0)]
-    short[:, 2] = 0
-    short.requires_grad_()
-    for y, cut in ((short, False), (x, True)):
-        v = memory._project(y, None, _going_on(y, None))[2]
-        plain = memory.conv(memory.qkv(y), None, _going_on(y, None))[0].chunk(3, -1)[2].unflatten(-1, (2, 6))
-        assert_close(v, plain * 6**0.5 / plain.norm(dim=-1, keepdim=True) if cut else plain)
-    memory(short).sum().backward()
-    assert torch.isfinite(short.grad).all()
+def test_values_are_no_longer_than_what_the_memory_can_return():
+    """A much longer value's error hardly fades: it would be written again and again, in steps beyond the cap of θ."""
+    torch.manual_seed(0)
+    layer = NeuralMemory(12, n_heads=2, chunk_size=4, conv_kernel=0).double()
+    x = torch.randn(1, 6, 12, dtype=torch.float64) * torch.tensor([1, 100, 1, 0, 100, 1]).view(1, 6, 1)
+    x.requires_grad_()
+    plain = layer.qkv(x).chunk(3, -1)[2].unflatten(-1, (2, 6))
+    length, longest = plain.norm(dim=-1, keepdim=True), 6**0.5
+    assert (length > longest).any() and (length < longest).any() and not length[:, 3].any()
+    assert_close(
+        layer._project(x, None, _going_on(x, None))[2], torch.where(length > longest, plain * longest / length, plain)
+    )
+    layer(x).sum().backward()
+    assert torch.isfinite(x.grad).all()
+    bare = NeuralMemory(12, n_heads=2, conv_kernel=0, miras=MirasConfig(architecture=Matrix(residual_norm=False)))
+    assert bare._project(x.float(), None, _going_on(x, None))[2].norm(dim=-1).max() > 10 * longest
 
 
 @pytest.mark.parametrize("gates", ["head", "channel"])
 @pytest.mark.parametrize("algorithm", ["gradient_descent", "momentum", "muon"])
-def test_the_cap_of_a_step_holds_for_all_that_momentum_makes_of_it(algorithm, gates):
-    """θ ≤ theta_max (1 - η): a gradient moves the weights by θ / (1 - η) in all. Muon's momentum has no length."""
+def test_momentum_makes_no_step_longer_than_the_cap(algorithm, gates):
+    """With θ at its most and gradients of length 1, S_t = η_t S_{t-1} - θ_t g_t stays below theta_max."""
     rule = MirasConfig(algorithm=algorithm, gates=gates)
     layer = NeuralMemory(12, n_heads=2, chunk_size=4, miras=rule, theta_max=0.3).double()
+    steps = sum(n for (name, _), n in zip(layer.gates.parts, layer.gates.sizes, strict=True) if name == "theta")
     with torch.no_grad():
-        layer.gates.up.bias[: layer.gates.sizes[0]] = 50.0
-    theta, eta, _, _ = layer.gates(inputs())
-    first = theta[0].flatten(2) if gates == "channel" else theta
-    factor = 1 - eta.repeat_interleave(first.shape[-1] // 2, -1) if algorithm == "momentum" else torch.ones(())
-    assert_close(first, 0.3 * factor.double().expand_as(first))
+        layer.gates.up.weight.normal_(std=0.5)  # η anywhere
+        layer.gates.up.weight[:steps] = 0
+        layer.gates.up.bias[:steps] = 50.0
+    thetas, eta, _, _ = layer.gates(inputs(200))
+    for theta in thetas if gates == "channel" else (thetas.unsqueeze(-1),):
+        if algorithm != "momentum":
+            assert_close(theta, torch.full_like(theta, 0.3))
+            continue
+        assert eta.min() < 0.2 and eta.max() > 0.8
+        momentum = torch.zeros_like(theta[:, 0])
+        for t in range(theta.shape[1]):
+            momentum = eta[:, t].unsqueeze(-1) * momentum + theta[:, t]
+            assert momentum.max() <= 0.3 + 1e-12
+        assert momentum.min() > 0.29

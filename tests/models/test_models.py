@@ -578,13 +578,13 @@ def test_a_state_file_fits_the_model_that_was_saved_and_loaded(miras, tmp_path):
 
 
 def test_what_mac_recalls_passes_by_itself_too():
-    """o = (b + y) ⊗ gate: a step of b adds the gate alone, whatever attention found."""
-    model, x = small("MAC", n_layers=1), ids()
-    mixer, found = model.blocks[0].mixer, []
+    """o = (b + y) ⊗ SiLU(n(read)): b, 1 at first, adds the gate alone, whatever attention found."""
+    model, x, normalised, found = small("MAC", n_layers=1), ids(), [], []
+    mixer = model.blocks[0].mixer
+    assert torch.equal(mixer.read_through, torch.ones_like(mixer.read_through))
+    mixer.memory_norm.register_forward_hook(lambda module, inputs, output: normalised.append(output))
     with torch.no_grad():
-        for b in (0.0, 1.0, 2.0):
+        for b in (0.0, 1.0):
             mixer.read_through.fill_(b)
             found.append(mixer(model.embedding(x), None, Place((0, 0), x.shape[1]), None)[0])
-    gate = found[1] - found[0]
-    assert gate.abs().max() > 0.01
-    assert_close(found[2] - found[1], gate)
+    assert_close(found[1] - found[0], torch.nn.functional.silu(normalised[0]))

@@ -1,6 +1,7 @@
 """A run leaves what it promises, resumes exactly, and stops well."""
 
 import io
+import json
 import math
 import shutil
 import signal
@@ -72,6 +73,17 @@ def test_resumed_after_a_signal_it_is_the_uninterrupted_run(make_config, whole):
     assert losses(parts.training.output_dir) == losses(whole)
     weights = [load_model(Path(folder) / "model").state_dict() for folder in (whole, parts.training.output_dir)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_run_of_another_computation_is_not_resumed(make_config):
+    config = make_config("old")
+    train(config, console=quiet(), callbacks=[AtStep(5, lambda model: signal.raise_signal(signal.SIGTERM))])
+    folder = Path(config.training.output_dir)
+    file, before = folder / "checkpoint-5" / "config.json", losses(folder)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"computation": "2"}))
+    with pytest.raises(ConfigError, match="made for computation 2"):
+        train(config, resume=True, console=quiet())
+    assert losses(folder) == before
 
 
 def test_accumulated_batches_resume_and_are_the_mean_of_a_large_batch(make_config, whole):

@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.utils import ModelOutput
 
 from titans.models import ModelState, TitansConfig, TitansModel, build_model
+from titans.models.language_model import COMPUTATION
 
 
 class TitansHFConfig(PretrainedConfig):
@@ -30,7 +31,19 @@ class TitansHFConfig(PretrainedConfig):
         self.num_hidden_layers = core.n_layers
         self.num_attention_heads = core.attention_heads
         kwargs["tie_word_embeddings"] = core.tie_embeddings
+        kwargs["computation"] = COMPUTATION
         super().__init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """What ``from_pretrained`` reads a config.json with.
+
+        Raises:
+            ValueError: its model was trained when the same configuration and weights computed something else.
+        """
+        if (made_for := config_dict.get("computation", "1")) != COMPUTATION:
+            raise ValueError(f"config.json was made for computation {made_for}, this is {COMPUTATION}")
+        return super().from_dict(config_dict, **kwargs)
 
     def core(self) -> TitansConfig:
         """The `TitansConfig` the model is built from."""

@@ -62,7 +62,7 @@ class Attention(nn.Module):
 
         Untrained attention averages, and tokens then hardly differ after it: where a memory writes what attention
         found, all of it adds up in the same place; where attention reads what a memory found, little of it is left.
-        A token's score for itself starts at about ln(tokens), whatever the head's width.
+        A token's score for itself starts at about ln(tokens), or √D where that is less.
         """
         keys, _ = self.kv.weight.chunk(2)
         keys.copy_(self.q.weight * min(1, math.log(max(2, tokens)) / self.head_dim**0.5))

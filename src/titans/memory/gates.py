@@ -21,8 +21,9 @@ RANK = 32
 class MemoryGates(nn.Module):
     """The gates of every token, by one linear map of it; with channel gates by one of rank 32.
 
-    θ = ``theta_max`` · (1 - η) · σ(.): with momentum a gradient moves the weights by θ / (1 - η) in all, and that is
-    what must not be too long. A momentum that is orthogonalised before it is added has no such length: θ = theta_max σ.
+    With momentum θ = ``theta_max`` · (1 - η) · σ(.), so that S_t is a weighted mean of the steps -theta_max σ g so far
+    and what is written never exceeds theta_max times the largest gradient. Without momentum, and with one that is
+    orthogonalised before it is added, θ = theta_max σ(.).
 
     They start at σ = 0.5, η = 0.5, α as the retention says and δ = 1, with a little noise from token to token.
 
@@ -31,7 +32,7 @@ class MemoryGates(nn.Module):
         heads, head_dim: H and D.
         miras: says which gates there are, and whether they are numbers of a head or of every output channel.
         use_decay: is there an α?
-        theta_max: cap of θ / (1 - η), of θ without momentum.
+        theta_max: cap of θ / (1 - η); of θ without momentum and with muon.
 
     Source: Titans §3.1; MIRAS §5.3 for channels.
     """

@@ -60,8 +60,8 @@ class NeuralMemory(nn.Module):
     """A small network per sample and head whose weights learn, by gradient descent, what it reads.
 
     Each token is projected to a query, a key and a value (causal convolution, ℓ2-normalised q and k, v no longer than
-    √D) and to its own step size θ, momentum decay η and forgetting α. The memory takes a gradient step on ℓ(M(k), v)
-    and is then read at q; the read is normalised, gated and projected.
+    √D under the wrapper x + LN(.)) and to its own step size θ, momentum decay η and forgetting α. The memory takes a
+    gradient step on ℓ(M(k), v) and is then read at q; the read is normalised, gated and projected.
 
     Args:
         d_model: width of x.
@@ -74,8 +74,8 @@ class NeuralMemory(nn.Module):
         miras: the four choices; default ``MirasConfig.steady()``.
         conv_kernel: kernel of the convolution after each projection; 0 for none.
         qkv_activation: "none" or "silu" after the convolution.
-        theta_max: cap of θ / (1 - η), how far a gradient moves the weights in all; of θ without momentum and with
-            muon. Default ``miras.pace`` / D · min(1, 16 / C), so 1/D for the Titans rule at C ≤ 16: gradients of one
+        theta_max: cap of θ / (1 - η), so that momentum makes no step longer; of θ without momentum and with muon.
+            Default ``miras.pace`` / D · min(1, 16 / C), so 1/D for the Titans rule at C ≤ 16: gradients of one
             chunk are all taken at the same weights, and add up where its tokens are alike.
 
     Attributes:
@@ -301,9 +301,12 @@ class NeuralMemory(nn.Module):
     def _limit(self, v: Tensor) -> Tensor:
         """Values [B, T, H, D], the longer ones cut to √D: what the wrapper x + LN(.) returns is about that long.
 
-        The error of a longer value never fades, however often it is written, and its pull is a step size beyond the cap
-        of θ. Training grows values without end, since what is read is normalised (docs/results/lasting.md).
+        The error of a much longer value hardly fades, however often it is written, and its pull is a step size beyond
+        the cap of θ. Training grows values without end, since what is read is normalised (docs/results/lasting.md). A
+        network without the wrapper can return what it likes: nothing is cut.
         """
+        if not self.miras.architecture.residual_norm:
+            return v
         longest = self.head_dim**0.5
         return v * (longest / torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(longest))
 

@@ -55,8 +55,7 @@ class TitansConfig(BaseModel):
         use_momentum: default as ``miras`` says.
         use_decay: forgetting gate on (default) or off.
         miras: the four MIRAS choices; default ``MirasConfig.steady()``.
-        theta_max: cap of the step size θ / (1 - η); default as :class:`~titans.memory.NeuralMemory` has it, 1 / head
-            width or less.
+        theta_max: cap of the step size as :class:`~titans.memory.NeuralMemory` has it; default 1 / head width or less.
         conv_kernel: kernel of the memory's convolutions; 0 for none.
         qkv_activation: "none" or "silu" in the memory's projections.
         rope_base: base of the rotary angles.

@@ -29,7 +29,8 @@ from titans.ops.place import Place
 from titans.ops.ragged import compact, restore, take
 
 # Raised when the same configuration and weights would compute something else; older files are then refused.
-COMPUTATION = "3"  # 1: sigmoid gates in MAG and MAC; 2: MAC without `read_through`, values of any length
+# 1: sigmoid gates in MAG and MAC; 2: MAC without `read_through`, values of any length, θ without (1 - η).
+COMPUTATION = "3"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from titans.data import StreamDataset, WindowDataset
 from titans.hf import TitansForCausalLM, TitansHFConfig
 from titans.training import checkpoints
 from titans.training.callbacks import Display, Metrics, Pictures, StopOnSignal
-from titans.training.config import TrainConfig, TrainingSection
+from titans.training.config import ConfigError, TrainConfig, TrainingSection
 from titans.training.curve import plot_curve, plot_memory
 from titans.training.data import RunData, load_data, save_tokenizer
 from titans.training.trainer import TitansTrainer
@@ -65,6 +65,8 @@ def train(
         NonFiniteError: the loss or a gradient was not finite; the last good step is saved.
     """
     found = checkpoints.check_folder(config, resume)
+    if found is not None:
+        _check_computation(found[0])
     data = load_data(config)
     output_dir = Path(config.training.output_dir)
     console = Console(stderr=True) if console is None else console
@@ -90,6 +92,14 @@ def train(
         model_dir=output_dir / checkpoints.MODEL_DIR if finished else None,
         signal=None if finished else stop.received,
     )
+
+
+def _check_computation(checkpoint: Path) -> None:
+    """transformers would load weights that were trained for another computation without a word."""
+    try:
+        TitansHFConfig.from_pretrained(checkpoint)
+    except ValueError as error:
+        raise ConfigError(f"training.output_dir: {checkpoint}: {error}") from error
 
 
 def _assemble(
