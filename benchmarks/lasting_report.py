@@ -60,11 +60,14 @@ def _label(run: dict) -> str:
     return f"{run['name']}, seed {run['seed']}" if "seed" in run else run["name"]
 
 
+def _by_name(runs: list[dict]) -> dict[str, list[dict]]:
+    return {name: [run for run in runs if run["name"] == name] for name in dict.fromkeys(r["name"] for r in runs)}
+
+
 def _middle_curves(runs: list[dict]) -> list[dict]:
     """One run per name: the medians over its seeds of all that is drawn."""
     middle = []
-    for name in dict.fromkeys(run["name"] for run in runs):
-        same = [run for run in runs if run["name"] == name]
+    for name, same in _by_name(runs).items():
         curves = {
             part: {place: statistics.median(run[part][place] for run in same) for place in same[0][part]}
             for part in ("on", "continuous_minus_restarted")
@@ -86,8 +89,7 @@ def _shown(figures: list[float | None]) -> list[str]:
 def _medians(runs: list[dict]) -> list[list[str]]:
     """A line per run: medians over its seeds, but the largest of its gradient norms; failures count as such."""
     lines = []
-    for name in dict.fromkeys(run["name"] for run in runs):
-        same = [run for run in runs if run["name"] == name]
+    for name, same in _by_name(runs).items():
         finished = [run for run in same if "failure" not in run]
         told = f"{name}, {len(finished)} of {len(same)} seeds" if len(finished) < len(same) else f"{name}, {len(same)}"
         if not finished:

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.utils import ModelOutput
 
 from titans.models import ModelState, TitansConfig, TitansModel, build_model
-from titans.models.language_model import COMPUTATION
+from titans.models.language_model import COMPUTATION, check_computation
 
 
 class TitansHFConfig(PretrainedConfig):
@@ -41,8 +41,7 @@ class TitansHFConfig(PretrainedConfig):
         Raises:
             ValueError: its model was trained when the same configuration and weights computed something else.
         """
-        if (made_for := config_dict.get("computation", "1")) != COMPUTATION:
-            raise ValueError(f"config.json was made for computation {made_for}, this is {COMPUTATION}")
+        check_computation(config_dict.get("computation"), "config.json")
         return super().from_dict(config_dict, **kwargs)
 
     def core(self) -> TitansConfig:

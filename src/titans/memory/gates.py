@@ -40,7 +40,7 @@ class MemoryGates(nn.Module):
     def __init__(self, d_model: int, heads: int, head_dim: int, miras: MirasConfig, use_decay: bool, theta_max: float):
         super().__init__()
         self.heads, self.theta_max, self.per_channel = heads, theta_max, miras.gates == "channel"
-        self.momentum_adds_up = miras.algorithm.momentum and not miras.algorithm.per_chunk
+        self.per_chunk = miras.algorithm.per_chunk
         widths = [shape[0] for shape in miras.architecture.shapes(head_dim)] if self.per_channel else [1]
         self.parts = [("theta", n) for n in widths]
         if miras.algorithm.momentum:
@@ -81,7 +81,7 @@ class MemoryGates(nn.Module):
             found[name].append(gate if name == "eta" else self._per_head(gate))
         eta = found["eta"][0] if found["eta"] else None
         cap = self.theta_max
-        if self.momentum_adds_up and eta is not None:
+        if eta is not None and not self.per_chunk:
             cap = self.theta_max * (1 - eta)
             cap = cap.unsqueeze(-1) if self.per_channel else cap
         theta = tuple(gate * cap for gate in found["theta"])

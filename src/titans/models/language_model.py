@@ -33,6 +33,12 @@ from titans.ops.ragged import compact, restore, take
 COMPUTATION = "3"
 
 
+def check_computation(made_for: str | None, what: str) -> None:
+    """Refuse ``what`` a file holds if it was made for another computation; files of the first do not say."""
+    if (made_for or "1") != COMPUTATION:
+        raise ValueError(f"{what} was made for computation {made_for or '1'}, this is {COMPUTATION}")
+
+
 @dataclass(frozen=True)
 class ModelOutput(Mapping):
     """What a call returns, as attributes and as a mapping of what is there.
@@ -249,10 +255,8 @@ class TitansModel(GenerationMixin, nn.Module):
         config = TitansConfig.from_json(folder / "config.json")
         model = build_model(config)
         with safe_open(folder / "model.safetensors", framework="pt") as file:
-            made_for = (file.metadata() or {}).get("computation", "1")
+            check_computation((file.metadata() or {}).get("computation"), f"model folder {str(folder)!r}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if made_for != COMPUTATION:
-            raise ValueError(f"model folder {str(folder)!r} was made for computation {made_for}, this is {COMPUTATION}")
         if config.tie_embeddings and "embedding.weight" in tensors:
             tensors["head.weight"] = tensors["embedding.weight"]
         try:
