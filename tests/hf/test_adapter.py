@@ -10,7 +10,7 @@ from helpers import assert_close
 from titans.hf import TitansForCausalLM, TitansHFConfig, register
 from titans.miras import MirasConfig
 from titans.models import TitansConfig, load_model
-from titans.models.language_model import COMPUTATION
+from titans.models.computation import COMPUTATION
 
 
 def tiny(**changes) -> TitansForCausalLM:

@@ -284,7 +284,7 @@ def test_loss_is_the_shifted_mean_and_output_is_a_mapping():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_state_file_goes_on_exactly_and_foreign_states_are_refused(variant, tmp_path):
+def test_state_file_goes_on_exactly_and_foreign_states_are_refused(variant, tmp_path, monkeypatch):
     model, x = small(variant), ids(tokens=10)
     out = model(x)
     out.state.save(tmp_path / "memory.safetensors")
@@ -302,6 +302,11 @@ def test_state_file_goes_on_exactly_and_foreign_states_are_refused(variant, tmp_
         ModelState.load(tmp_path / "broken")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         ModelState.load(tmp_path / "absent")
+    with monkeypatch.context() as patch:
+        patch.setattr("titans.models.state.COMPUTATION", "2")
+        out.state.save(tmp_path / "older")
+    with pytest.raises(ValueError, match=r"older' was made for computation 2, this is"):
+        ModelState.load(tmp_path / "older")
 
 
 @pytest.mark.parametrize("variant", ALL)

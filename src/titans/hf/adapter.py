@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.utils import ModelOutput
 
 from titans.models import ModelState, TitansConfig, TitansModel, build_model
-from titans.models.language_model import COMPUTATION, check_computation
+from titans.models.computation import COMPUTATION, check_computation
 
 
 class TitansHFConfig(PretrainedConfig):

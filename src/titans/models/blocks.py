@@ -85,24 +85,23 @@ class MALMixer(nn.Module):
 
     def forward(self, x: Tensor, state: MALState | None, place: Place, store: Tensor | None) -> tuple[Tensor, MALState]:
         y, memory, first = self.branch(x, None if state is None else state.memory, place, store)
-        prefix = self.branch.persistent.n_tokens if self.branch.persistent else 0
-        persistent = None if state is None else state.persistent
-        if first is not None:
-            first = self.norm(first)
-            if persistent is None:
-                persistent = first
-            elif not all(place.starting):
-                starting = torch.tensor(place.starting, device=x.device).view(-1, 1, 1)
-                persistent = torch.where(starting, first, persistent)
-            else:
-                persistent = first
-        if prefix and persistent is None:
-            persistent = x.new_zeros(x.shape[0], prefix, x.shape[2])
+        persistent = self._persistent(first, state, place, y)
         cache = None if state is None else state.cache
-        if persistent is not None:
-            persistent = persistent.to(y.dtype)  # the state may come from a call under autocast
         out, cache = self.attention(self.norm(y), cache, place, persistent)
         return out, MALState(memory, cache, persistent)
+
+    def _persistent(self, first: Tensor | None, state: MALState | None, place: Place, y: Tensor) -> Tensor | None:
+        """The memory's outputs at the persistent tokens: new ones for the rows that start, the state's for the others."""
+        if self.branch.persistent is None:
+            return None
+        if state is None or state.persistent is None:
+            known = y.new_zeros(y.shape[0], self.branch.persistent.n_tokens, y.shape[2])
+        else:
+            known = state.persistent.to(y.dtype)  # the state may come from a call under autocast
+        if first is None:
+            return known
+        starting = torch.tensor(place.starting, device=y.device).view(-1, 1, 1)
+        return torch.where(starting, self.norm(first).to(y.dtype), known)
 
 
 class AttentionMixer(nn.Module):

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from titans.memory import NeuralMemory
 from titans.miras.choice import BY_NAME
 from titans.models.blocks import Block, MALMixer
+from titans.models.computation import COMPUTATION, check_computation
 from titans.models.config import TitansConfig
 from titans.models.generation import GenerationMixin
 from titans.models.mac import MACMixer
@@ -27,16 +28,6 @@ from titans.models.state import ModelState, Origin, hash_weights
 from titans.ops.memory import Engine, check_engine, check_finite
 from titans.ops.place import Place
 from titans.ops.ragged import compact, restore, take
-
-# Raised when the same configuration and weights would compute something else; older files are then refused.
-# 1: sigmoid gates in MAG and MAC; 2: MAC without `read_through`, values of any length, θ without (1 - η).
-COMPUTATION = "3"
-
-
-def check_computation(made_for: str | None, what: str) -> None:
-    """Refuse ``what`` a file holds if it was made for another computation; files of the first do not say."""
-    if (made_for or "1") != COMPUTATION:
-        raise ValueError(f"{what} was made for computation {made_for or '1'}, this is {COMPUTATION}")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from titans.layers.attention import AttentionCache
 from titans.memory import NeuralMemoryState
 from titans.models.blocks import MAGState, MALState
+from titans.models.computation import COMPUTATION, check_computation
 from titans.models.mac import MACState
 from titans.ops.memory.state import Gates, MemoryState, OpenChunk, State
 
@@ -111,6 +112,7 @@ class ModelState(State):
         metadata = {
             "format": "titans-state",
             "version": str(FORMAT_VERSION),
+            "computation": COMPUTATION,
             "config": self.origin.fingerprint,
             "weights": self.origin.weights,
             "seen": json.dumps(self.seen),
@@ -130,7 +132,7 @@ class ModelState(State):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is not a state file, is damaged, or has another format version.
+            ValueError: it is not a state file, is damaged, or is of another format version or computation.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"state file {str(path)!r} does not exist")
@@ -144,6 +146,7 @@ class ModelState(State):
             raise ValueError(f"state file {str(path)!r} holds no titans state")
         if metadata["version"] != str(FORMAT_VERSION):
             raise ValueError(f"state file {str(path)!r} has format version {metadata['version']}, not {FORMAT_VERSION}")
+        check_computation(metadata.get("computation"), f"state file {str(path)!r}")
         layers = _decode(json.loads(metadata["layers"]), tensors)
         origin = Origin(metadata["config"], weights=metadata["weights"])
         return cls(layers, tuple(json.loads(metadata["seen"])), origin)
