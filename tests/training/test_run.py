@@ -206,6 +206,17 @@ def test_windows_shorter_than_a_chunk_are_not_probed(make_config):
     assert not any("memory" in record for record in records) and any("gradient_norms" in record for record in records)
 
 
+def test_a_picture_that_cannot_be_drawn_ends_no_run(make_config, whole, monkeypatch):
+    def fail(metrics, image):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("titans.training.run.plot_curve", fail)
+    config, output = make_config("undrawn"), io.StringIO()
+    train(config, console=Console(file=output, width=1000))
+    assert "curve.png could not be drawn: no space left" in output.getvalue()
+    assert losses(config.training.output_dir) == losses(whole)
+
+
 def test_no_evaluation_and_no_checkpoints_between(make_config):
     config = make_config("run", "training.eval_every=0", "training.save_every=0", "training.clip=0")
     result = train(config, console=quiet())

@@ -91,7 +91,7 @@ class MALMixer(nn.Module):
         return out, MALState(memory, cache, persistent)
 
     def _persistent(self, first: Tensor | None, state: MALState | None, place: Place, y: Tensor) -> Tensor | None:
-        """The memory's outputs at the persistent tokens: new ones for the rows that start, the state's for the others."""
+        """The memory's outputs at the persistent tokens: new for rows that start, the state's for the others."""
         if self.branch.persistent is None:
             return None
         if state is None or state.persistent is None:

@@ -70,11 +70,13 @@ class Pictures(TrainerCallback):
     """Redraws the pictures from the metrics file at every evaluation and at the end.
 
     Args:
+        console: where to say that a picture could not be drawn; the run goes on.
         metrics: the file.
         pictures: what draws from it, by the PNG that it writes.
     """
 
-    def __init__(self, metrics: Path, pictures: dict[Path, Callable[[Path, Path], None]]):
+    def __init__(self, console: Console, metrics: Path, pictures: dict[Path, Callable[[Path, Path], None]]):
+        self.console = console
         self.metrics = metrics
         self.pictures = pictures
         self._drawn_at: int | None = None
@@ -82,7 +84,10 @@ class Pictures(TrainerCallback):
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if state.is_world_process_zero and self._drawn_at != state.global_step:
             for image, draw in self.pictures.items():
-                write_whole(image, partial(draw, self.metrics))
+                try:
+                    write_whole(image, partial(draw, self.metrics))
+                except Exception as error:  # whatever it is, it is not worth the run
+                    self.console.print(f"{image} could not be drawn: {error}", highlight=False)
             self._drawn_at = state.global_step
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):

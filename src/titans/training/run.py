@@ -109,13 +109,14 @@ def _assemble(
     settings = config.training
     arguments = trainer_arguments(settings)
     windows_per_step = settings.batch_size * settings.gradient_accumulation * arguments.world_size
-    metrics = Metrics(Path(settings.output_dir) / checkpoints.METRICS_FILE, windows_per_step * config.data.length)
+    folder = Path(settings.output_dir)
+    metrics = Metrics(folder / checkpoints.METRICS_FILE, windows_per_step * config.data.length)
     display = Display(console, metrics, settings.log_every)
     drawn = {checkpoints.CURVE_FILE: plot_curve}
     writes = config.model.has_memory and config.data.length >= config.model.chunk_size
     if settings.probe_every and writes:
         drawn[checkpoints.MEMORY_FILE] = plot_memory
-    pictures = Pictures(metrics.path, {Path(settings.output_dir) / name: draw for name, draw in drawn.items()})
+    pictures = Pictures(console, metrics.path, {folder / name: draw for name, draw in drawn.items()})
     set_seed(settings.seed)
     model = TitansForCausalLM(TitansHFConfig(config.model))
     model.model.set_engine(settings.engine)
