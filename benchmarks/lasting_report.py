@@ -105,18 +105,18 @@ def _medians(runs: list[dict]) -> list[list[str]]:
 def _draw(runs: Mapping[str, dict], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(12, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for label, run in runs.items():
         left.plot(list(run["on"]), list(run["on"].values()), "o-", label=label)
         drift = {k: v for k, v in run.get("continuous_minus_restarted", {}).items() if int(k.split("-")[0]) >= 256}
-        right.plot(list(drift), list(drift.values()), "o-", label=label)
+        right.plot(list(drift), list(drift.values()), "o-")
     left.set(title="windows of the training length", xlabel="position (bytes)", ylabel="bits per byte")
     right.set(title="read on, minus restarted every 512 bytes", xlabel="position (bytes)", ylabel="bits per byte")
     right.axhline(0, color="grey", linewidth=0.8)
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+    figure.legend(loc="outside right center")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
