@@ -308,10 +308,14 @@ def _shown(rule: Rule, i: int, weights: Maps, momentum: Maps, errors: Maps) -> t
 
 
 def finish(rule: Rule, used: Maps, q: Tensor, y: Tensor) -> Tensor:
-    """A chunk's last token reads the weights that the next chunk starts from."""
+    """A chunk's last token reads the weights that the next chunk starts from.
+
+    Two tokens are read and one is kept: Inductor writes products with a single row as loops over the weights, with the
+    activation worked out again for each of them. With two they are matrix products (docs/results/core.md).
+    """
     if rule.expansion_is_exact:
         return y
-    return torch.cat((y[:, :-1], rule.value(q[:, -1:], rule.applied(used))), 1)
+    return torch.cat((y[:, :-1], rule.value(q[:, -2:], rule.applied(used))[:, -1:]), 1)
 
 
 def fold(
