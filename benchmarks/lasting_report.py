@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 HEADER = ("run", "train", "beyond", "reset", "off", "512-2k", "2k-8k", "8k-32k", "reading on", "largest gradient norm")
+NOTHING = "–"
 
 
 def main() -> int:
@@ -33,9 +34,10 @@ def main() -> int:
         runs = [run for name in options.only for run in runs if run["name"] == name]
     header = (*HEADER, "range of train") if options.seeds else HEADER
     rows = _medians(runs) if options.seeds else [_row(_label(run), run) for run in runs]
-    print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
+    measured = [i for i in range(len(header)) if any(i < len(row) and row[i] != NOTHING for row in rows)]
+    print("| " + " | ".join(header[i] for i in measured) + " |\n|" + "---|" * len(measured))
     for row in rows:
-        print("| " + " | ".join(row) + " |")
+        print("| " + " | ".join(row[i] for i in measured if i < len(row)) + " |")
     if options.picture:
         runs = [run for run in runs if "on" in run]  # the others were not measured, or failed
         runs = _middle_curves(runs) if options.seeds else runs
@@ -83,7 +85,7 @@ def _row(name: str, run: dict) -> list[str]:
 
 def _shown(figures: list[float | None]) -> list[str]:
     formats = (".3f", ".3f", *["+.3f"] * 6, ".1f")
-    return ["–" if x is None else format(x, f) for x, f in zip(figures, formats, strict=True)]
+    return [NOTHING if x is None else format(x, f) for x, f in zip(figures, formats, strict=True)]
 
 
 def _medians(runs: list[dict]) -> list[list[str]]:
