@@ -175,7 +175,7 @@ class TitansModel(GenerationMixin, nn.Module):
         """A hash of everything in the configuration that a state depends on."""
         unlike = {"max_seq_len", "lr", "gradient_checkpointing"}
         told = self.config.explicit().model_dump(mode="json", exclude=unlike, context=BY_NAME)
-        return hashlib.sha256(json.dumps([COMPUTATION, told], sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     def _flags(self, name: str, flags: Tensor | None, like: Tensor) -> Tensor | None:
         if flags is None:
