@@ -95,8 +95,10 @@ def _uniform_scan(
         joined = head if state.chunk is None else state.chunk.gates.then(head)
         walk.step(block(0, first, joined), joined, phase + first == size)
     if full:
-        for start, decays in zip(range(first, tokens, size), _chunk_decays(gates, first, size, full), strict=False):
-            parts = (None if x is None else x[:, start : start + size] for x in (q, k, v, delta))
+        # One split, not a slice per chunk: autograd would fill a whole tensor with zeros for each of them.
+        stop = first + full * size
+        cut = ([None] * full if x is None else x[:, first:stop].split(size, 1) for x in (q, k, v, delta))
+        for parts, decays in zip(zip(*cut, strict=True), _chunk_decays(gates, first, size, full), strict=True):
             walk.whole(Block(*parts, decays))  # type: ignore[arg-type]
     if (start := first + full * size) < tokens:
         tail = _slice_gates(gates, start, tokens)
