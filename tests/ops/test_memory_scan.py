@@ -10,7 +10,7 @@ import torch
 from helpers import assert_close
 from members import ALGORITHMS, BIASES, NETWORKS, RETENTIONS, built_in, pairwise
 from titans.miras import MirasConfig
-from titans.ops.memory import memory_read, memory_scan, memory_trace
+from titans.ops.memory import MemoryState, check_finite, memory_read, memory_scan, memory_trace
 
 BATCH, HEADS, WIDTH = 2, 2, 6
 
@@ -439,3 +439,17 @@ def test_an_anchored_memory_that_only_forgets_comes_back_to_its_initial_weights(
     for now, before, start in zip(rested.weights, moved.weights, tensors["weights"], strict=True):
         assert (before - start).abs().max() > 1e-3
         assert_close(now, start.expand_as(now), "weights", 1e-6)
+
+
+def test_check_finite_tells_divergence_from_weights_whose_sum_overflows():
+    def state(*values):
+        return MemoryState((torch.tensor(values).view(1, 1, -1),), (), None, (8,), 8)
+
+    with torch.no_grad():
+        check_finite(state(3e38, 3e38), "it")
+        for bad in (float("inf"), float("-inf"), float("nan")):
+            with pytest.raises(FloatingPointError, match="the memory of it diverged within 8 tokens"):
+                check_finite(state(1.0, bad), "it")
+        with pytest.raises(FloatingPointError):
+            check_finite(state(float("inf"), float("-inf")), "it")
+    check_finite(state(float("nan")), "it")  # while gradients are recorded, the loss tells
