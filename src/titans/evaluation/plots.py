@@ -41,5 +41,5 @@ def plot_loss_by_position(
         axes.axvline(segment, color="grey", linestyle=":", linewidth=1, label="end of the first segment")
     axes.set(title=title, xlabel="position in the stream (bytes)", ylabel="bits per byte")
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=len(curves) + (segment is not None))
     figure.savefig(path, dpi=120)
