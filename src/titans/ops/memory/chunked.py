@@ -84,6 +84,7 @@ def _uniform_scan(
     size, phase, tokens = state.chunk_size, state.phases[0], q.shape[1]
     first = min(tokens, size - phase) if phase else 0
     full = (tokens - first) // size
+    stop = first + full * size
     walk = _Walk(rule, state, traces, compiled)
 
     def block(start: int, stop: int, joined: Gates) -> Block:
@@ -96,13 +97,12 @@ def _uniform_scan(
         walk.step(block(0, first, joined), joined, phase + first == size)
     if full:
         # One split, not a slice per chunk: autograd would fill a whole tensor with zeros for each of them.
-        stop = first + full * size
         cut = ([None] * full if x is None else x[:, first:stop].split(size, 1) for x in (q, k, v, delta))
         for parts, decays in zip(zip(*cut, strict=True), _chunk_decays(gates, first, size, full), strict=True):
             walk.whole(Block(*parts, decays))  # type: ignore[arg-type]
-    if (start := first + full * size) < tokens:
-        tail = _slice_gates(gates, start, tokens)
-        walk.step(block(start, tokens, tail), tail, False)
+    if stop < tokens:
+        tail = _slice_gates(gates, stop, tokens)
+        walk.step(block(stop, tokens, tail), tail, False)
     return walk.outputs(), walk.state(tuple(n + tokens for n in state.count))
 
 
