@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from titans.memory import NeuralMemory
+from titans.layers.neural_memory import NeuralMemory
 from titans.models import ModelState, build_model
 from titans.models.generation import sample
 from titans_miras.config import TransformerConfig

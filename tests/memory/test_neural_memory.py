@@ -7,9 +7,9 @@ import torch
 
 from helpers import assert_close
 from titans import MirasConfig, NeuralMemory, PersistentMemory, TitansConfig, build_model
-from titans.memory.neural_memory import _going_on
 from titans.miras import Matrix
 from titans.ops.memory import memory_read
+from titans.ops.rows import Rows
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_a_trace_tells_what_a_write_achieved(rule):
     x = inputs(11)
     trace = memory.trace(x)
     _, state = memory(x[:, :8], return_state=True)
-    q, k, v, _ = memory._project(x, None, _going_on(x, None))
+    q, k, v, _ = memory._project(x, None, Rows.whole((0,) * x.shape[0], x.shape[1]))
     weights = {"weights": tuple(memory.initial_weights), "miras": memory.miras}
     now = memory_read(k, state=state.memory, norm=(memory.norm_gain, memory.norm_bias), **weights)
     expected = memory.miras.bias.loss(now - v, None)
@@ -163,7 +163,7 @@ def test_a_new_memory_files_every_token_under_the_query_before_it(built):
         config = TitansConfig(variant="LMM", vocab_size=7, d_model=32, mem_heads=2, n_layers=1, chunk_size=4)
         layer = build_model(config).blocks[0].mixer.branch.memory
     x = torch.randn(3, 50, 32)
-    q, k, _, _ = layer._project(x, None, _going_on(x, None))
+    q, k, _, _ = layer._project(x, None, Rows.whole((0,) * x.shape[0], x.shape[1]))
     alike = (k[:, 4:] * q[:, 3:-1]).sum(-1)
     assert alike.mean() > 0.9
     assert (k[:, 4:] * q[:, 4:]).sum(-1).abs().mean() < 0.5
@@ -174,7 +174,7 @@ def test_any_kernel_starts_with_keys_of_unit_length(kernel):
     layer, x = NeuralMemory(16, conv_kernel=kernel, chunk_size=4), torch.randn(2, 9, 16)
     layer(x).square().sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in layer.parameters() if p.grad is not None)
-    _, k, _, _ = layer._project(x, None, _going_on(x, None))
+    _, k, _, _ = layer._project(x, None, Rows.whole((0,) * x.shape[0], x.shape[1]))
     assert torch.allclose(k.norm(dim=-1), torch.ones(()))
 
 
@@ -188,12 +188,12 @@ def test_values_are_no_longer_than_what_the_memory_can_return():
     length, longest = plain.norm(dim=-1, keepdim=True), 6**0.5
     assert (length > longest).any() and (length < longest).any() and not length[:, 3].any()
     assert_close(
-        layer._project(x, None, _going_on(x, None))[2], torch.where(length > longest, plain * longest / length, plain)
+        layer._project(x, None, Rows.whole((0,) * x.shape[0], x.shape[1]))[2], torch.where(length > longest, plain * longest / length, plain)
     )
     layer(x).sum().backward()
     assert torch.isfinite(x.grad).all()
     bare = NeuralMemory(12, n_heads=2, conv_kernel=0, miras=MirasConfig(architecture=Matrix(residual_norm=False)))
-    assert bare._project(x.float(), None, _going_on(x, None))[2].norm(dim=-1).max() > 10 * longest
+    assert bare._project(x.float(), None, Rows.whole((0,) * x.shape[0], x.shape[1]))[2].norm(dim=-1).max() > 10 * longest
 
 
 @pytest.mark.parametrize("gates", ["head", "channel"])
@@ -207,7 +207,8 @@ def test_momentum_makes_no_step_longer_than_the_cap(algorithm, gates):
         layer.gates.up.weight.normal_(std=0.5)  # η anywhere
         layer.gates.up.weight[:steps] = 0
         layer.gates.up.bias[:steps] = 50.0
-    thetas, eta, _, _ = layer.gates(inputs(200))
+    found, _ = layer.gates(inputs(200))
+    thetas, eta = found.theta, found.eta
     for theta in thetas if gates == "channel" else (thetas.unsqueeze(-1),):
         if algorithm != "momentum":
             assert_close(theta, torch.full_like(theta, 0.3))

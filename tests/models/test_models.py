@@ -12,9 +12,10 @@ import torch
 
 from helpers import assert_close
 from titans import MirasConfig, TitansConfig, TitansMAC, build_model, count_parameters, load_model
-from titans.models import ModelState, mac
+from titans.models import ModelState
+from titans.models.mixers import mac
 from titans.ops.memory import chunked
-from titans.ops.place import Place
+from titans.ops.rows import Rows
 
 VARIANTS = ["LMM", "MAC", "MAG", "MAL"]
 ALL = [*VARIANTS, "transformer", "swa"]
@@ -156,15 +157,12 @@ def test_padding_inside_and_behind_changes_nothing(variant):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("stored", [False, True])
-def test_rows_that_start_anew_march_in_step_with_the_others(variant, stored, monkeypatch):
-    """As training on carried state has it: windows of whole segments, some rows reset. No detour over ragged rows."""
+def test_rows_that_start_anew_go_along_with_the_others(variant, stored):
+    """As training on carried state has it: windows of whole segments, some rows reset."""
     model, first, second = small(variant), ids(3, 16), ids(3, 16, seed=2)
     state = model(first).state.detach()
-    monkeypatch.setattr(chunked, "_ragged_scan", None)
-    monkeypatch.setattr(mac.MACMixer, "_ragged", None)
     flags = {"store_mask": torch.rand(3, 16, generator=torch.Generator().manual_seed(0)) < 0.5} if stored else {}
     out = model(second, state=state.reset([0, 2]), **flags)
-    monkeypatch.undo()
 
     def alone(row):
         mine = {name: value[row : row + 1] for name, value in flags.items()}
@@ -303,9 +301,9 @@ def test_state_file_goes_on_exactly_and_foreign_states_are_refused(variant, tmp_
     with pytest.raises(FileNotFoundError, match="does not exist"):
         ModelState.load(tmp_path / "absent")
     with monkeypatch.context() as patch:
-        patch.setattr("titans.models.state.COMPUTATION", "2")
+        patch.setattr("titans.models.state.SEMANTICS", "2")
         out.state.save(tmp_path / "older")
-    with pytest.raises(ValueError, match=r"older' was made for computation 2, this is"):
+    with pytest.raises(ValueError, match=r"older' was made for semantics 2 of its configuration, this is"):
         ModelState.load(tmp_path / "older")
 
 
@@ -423,7 +421,7 @@ def test_the_segment_that_is_compiled_equals_the_ordinary_one(monkeypatch, chang
     # The function itself, without torch.compile: that takes a minute (below).
     calls = []
     monkeypatch.setattr(
-        mac, "_compiled_segment", lambda: lambda *inputs: calls.append(1) or mac.MACMixer._whole_segment(*inputs)
+        mac, "_compiled_segment", lambda: lambda *inputs: calls.append(1) or mac.MACMixer.whole_segment(*inputs)
     )
     monkeypatch.setattr(chunked, "_compiled_chunk", lambda: chunked.whole_chunk)
     check_engines_agree(small("MAC", **changes))
@@ -486,7 +484,7 @@ def test_the_reference_engine_generates():
 
 
 def test_a_frozen_model_builds_no_graph_in_any_engine(monkeypatch):
-    monkeypatch.setattr(mac, "_compiled_segment", lambda: mac.MACMixer._whole_segment)
+    monkeypatch.setattr(mac, "_compiled_segment", lambda: mac.MACMixer.whole_segment)
     model = small("MAC").requires_grad_(False)
     model.set_engine("compiled")
     assert not model(ids()).logits.requires_grad
@@ -501,13 +499,6 @@ def test_rows_of_a_state_are_checked(call):
     with pytest.raises(ValueError, match="rows must"):
         call(state)
     assert state.reset(torch.tensor([1])).seen == (21, 0)
-
-
-def test_mac_forgets_at_the_end_of_a_chunk_only():
-    model = small("MAC")
-    model(ids(tokens=12)).state.forget()
-    with pytest.raises(ValueError, match="end of 4 tokens"):
-        model(ids(tokens=10)).state.forget()
 
 
 def test_a_state_survives_pickle():
@@ -591,5 +582,5 @@ def test_what_mac_recalls_passes_by_itself_too():
     with torch.no_grad():
         for b in (0.0, 1.0):
             mixer.read_through.fill_(b)
-            found.append(mixer(model.embedding(x), None, Place((0, 0), x.shape[1]), None)[0])
+            found.append(mixer(model.embedding(x), None, Rows.whole((0, 0), x.shape[1]), None)[0])
     assert_close(found[1] - found[0], torch.nn.functional.silu(normalised[0]))

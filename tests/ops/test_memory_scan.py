@@ -10,7 +10,19 @@ import torch
 from helpers import assert_close
 from members import ALGORITHMS, BIASES, NETWORKS, RETENTIONS, built_in, pairwise
 from titans.miras import MirasConfig
-from titans.ops.memory import MemoryState, check_finite, memory_read, memory_scan, memory_trace
+from titans.ops.memory import (
+    Gates,
+    MemoryState,
+    Rule,
+    Tokens,
+    check_finite,
+    memory_read,
+    memory_scan,
+    memory_trace,
+)
+from titans.ops.memory.chunked import empty_chunk
+from titans.ops.rows import Rows
+from titans.state import counts
 
 BATCH, HEADS, WIDTH = 2, 2, 6
 
@@ -322,7 +334,9 @@ def test_read_after_the_last_token_is_that_token_s_own_read(case):
 
 def test_trace_gives_the_gradient_norm_of_the_reference():
     tensors, miras = make(tokens=5)
-    trace = memory_trace(**tensors, miras=miras, chunk_size=8)
+    gates = Gates(tensors["theta"], tensors["eta"], tensors["alpha"], None)
+    read = Tokens(tensors["q"], tensors["k"], tensors["v"], gates)
+    trace = memory_trace(Rule(miras, tensors["weights"], 8, tensors["norm"]), read, None, Rows.whole((0, 0), 5))
     weights = tuple(w[None, 0].detach().clone().requires_grad_() for w in tensors["weights"])
     k, v = (tensors[n][:1, 2:3, :1].detach() for n in ("k", "v"))
     norm = tuple(n[:1] for n in tensors["norm"])
@@ -359,7 +373,6 @@ def test_samples_and_the_past_are_independent_of_a_token():
         ({"alpha": [torch.zeros(2, 7, 2)]}, "alpha must be a tensor"),
         ({"delta": torch.ones(2, 7, 2)}, "delta must be None"),
         ({"steps": (torch.ones(2), torch.ones(2))}, "steps must be None"),
-        ({"lengths": (9, 1)}, "lengths must give"),
     ],
 )
 def test_errors_name_the_argument(change, named):
@@ -443,13 +456,18 @@ def test_an_anchored_memory_that_only_forgets_comes_back_to_its_initial_weights(
 
 def test_check_finite_tells_divergence_from_weights_whose_sum_overflows():
     def state(*values):
-        return MemoryState((torch.tensor(values).view(1, 1, -1),), (), None, (8,), 8)
+        weights = (torch.tensor(values).view(1, 1, -1),)
+        nothing = torch.zeros(1, 1, 0)
+        return MemoryState(weights, (), empty_chunk(weights, Gates(nothing, None, None, nothing)), counts([8]), 8)
+
+    def check(state):
+        check_finite([None, state], ["nothing", "it"])
 
     with torch.no_grad():
-        check_finite(state(3e38, 3e38), "it")
+        check(state(3e38, 3e38))
         for bad in (float("inf"), float("-inf"), float("nan")):
             with pytest.raises(FloatingPointError, match="the memory of it diverged within 8 tokens"):
-                check_finite(state(1.0, bad), "it")
+                check(state(1.0, bad))
         with pytest.raises(FloatingPointError):
-            check_finite(state(float("inf"), float("-inf")), "it")
-    check_finite(state(float("nan")), "it")  # while gradients are recorded, the loss tells
+            check(state(float("inf"), float("-inf")))
+    check(state(float("nan")))  # while gradients are recorded, the loss tells

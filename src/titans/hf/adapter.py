@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.utils import ModelOutput
 
 from titans.models import ModelState, TitansConfig, TitansModel, build_model
-from titans.models.computation import COMPUTATION, check_computation
+from titans.models.semantics import SEMANTICS, check_semantics
 
 
 class TitansHFConfig(PretrainedConfig):
@@ -31,7 +31,7 @@ class TitansHFConfig(PretrainedConfig):
         self.num_hidden_layers = core.n_layers
         self.num_attention_heads = core.attention_heads
         kwargs["tie_word_embeddings"] = core.tie_embeddings
-        kwargs["computation"] = COMPUTATION
+        kwargs["semantics"] = SEMANTICS
         super().__init__(**kwargs)
 
     @classmethod
@@ -41,7 +41,7 @@ class TitansHFConfig(PretrainedConfig):
         Raises:
             ValueError: its model was trained when the same configuration and weights computed something else.
         """
-        check_computation(config_dict.get("computation"), "config.json")
+        check_semantics(config_dict.get("semantics"), "config.json")
         return super().from_dict(config_dict, **kwargs)
 
     def core(self) -> TitansConfig:

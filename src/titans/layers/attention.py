@@ -8,19 +8,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from titans.layers.module import Linear, Module
 from titans.ops.attention import apply_rotary, causal_attention, rotary_angles, sliding_window_attention
-from titans.ops.memory import State
-from titans.ops.place import Place
-from titans.ops.ragged import columns
+from titans.ops.rows import Rows, columns
+from titans.state import State
 
 
 @dataclass(frozen=True)
 class AttentionCache(State):
     """Rotated keys and values of the tokens still in reach, [B, w, H, D], right-aligned per row."""
+
+    columns: ClassVar[int | None] = 1
 
     keys: Tensor
     values: Tensor
@@ -36,36 +39,43 @@ class AttentionCache(State):
         return AttentionCache(columns(self.keys, start, width), columns(self.values, start, width))
 
 
-class Attention(nn.Module):
-    """Projections of causal or sliding-window attention; how they are combined is the caller's ``window``.
+class Attention(Module):
+    """Projections of causal or sliding-window attention.
 
     Args:
         d_model: width of x.
         n_heads: divides d_model.
         window: reach of a query, itself included; None: everything before it.
         rope_base: base of the rotary angles.
+        gain: of the output projection at the start.
+        itself: None, or a number of tokens: keys then start like queries, so that a token attends to itself about as
+            much as to that many others. Untrained attention averages, and tokens then hardly differ after it: where a
+            memory writes what attention found, all of it adds up in the same place; where attention reads what a memory
+            found, little of it is left. A token's score for itself starts at about ln(itself), or √D where that is less.
     """
 
-    def __init__(self, d_model: int, n_heads: int, window: int | None = None, rope_base: float = 10_000.0):
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        window: int | None = None,
+        rope_base: float = 10_000.0,
+        gain: float = 1.0,
+        itself: int | None = None,
+    ):
         super().__init__()
-        self.n_heads = n_heads
-        self.window = window
-        self.rope_base = rope_base
+        self.n_heads, self.window, self.rope_base, self.itself = n_heads, window, rope_base, itself
         self.head_dim = d_model // n_heads
-        self.q = nn.Linear(d_model, d_model, bias=False)
-        self.kv = nn.Linear(d_model, 2 * d_model, bias=False)
-        self.out = nn.Linear(d_model, d_model, bias=False)
+        self.q = Linear(d_model, d_model)
+        self.kv = Linear(d_model, 2 * d_model)
+        self.out = Linear(d_model, d_model, gain=gain)
+        self.initialise()
 
     @torch.no_grad()
-    def attend_to_itself(self, tokens: int) -> None:
-        """Let keys start as queries are, so that a token attends to itself about as much as to ``tokens`` others.
-
-        Untrained attention averages, and tokens then hardly differ after it: where a memory writes what attention
-        found, all of it adds up in the same place; where attention reads what a memory found, little of it is left.
-        A token's score for itself starts at about ln(tokens), or √D where that is less.
-        """
-        keys, _ = self.kv.weight.chunk(2)
-        keys.copy_(self.q.weight * min(1, math.log(max(2, tokens)) / self.head_dim**0.5))
+    def initialise(self) -> None:
+        if self.itself is not None:
+            keys, _ = self.kv.weight.chunk(2)
+            keys.copy_(self.q.weight * min(1, math.log(max(2, self.itself)) / self.head_dim**0.5))
 
     def queries(self, x: Tensor) -> Tensor:
         """[B, T, d_model] -> [B, T, H, D], not rotated."""
@@ -76,33 +86,49 @@ class Attention(nn.Module):
         keys, values = self.kv(x).chunk(2, -1)
         return tuple(y.unflatten(-1, (self.n_heads, self.head_dim)) for y in (keys, values))  # type: ignore[return-value]
 
-    def angles(self, place: Place, x: Tensor, modulo: int | None = None) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of this call's positions, in float32 at least."""
+    def angles(self, rows: Rows, x: Tensor, modulo: int | None = None) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the columns' positions, in float32 at least."""
         dtype = torch.promote_types(x.dtype, torch.float32)
-        return rotary_angles(place.positions(x.device, modulo), self.head_dim, self.rope_base, dtype)
+        return rotary_angles(rows.positions(x.device, modulo), self.head_dim, self.rope_base, dtype)
 
     def forward(
-        self, x: Tensor, cache: AttentionCache | None, place: Place, persistent: Tensor | None = None
+        self, x: Tensor, cache: AttentionCache | None, rows: Rows, persistent: Tensor | None = None
     ) -> tuple[Tensor, AttentionCache]:
-        """Attend from x [B, T, d_model] to persistent tokens [B or 1, P, d_model], the cache and x itself."""
+        """Attend from x to persistent tokens, the cache and x itself.
+
+        Args:
+            x: [B, T, d_model] of a right-padded batch.
+            cache: what an earlier call returned; None: all streams begin here.
+            rows: where the rows stand.
+            persistent: [B or 1, P, d_model], visible to every query; as keys they are not rotated.
+
+        Returns:
+            [B, T, d_model], and the cache for the next call.
+        """
         plain = self.queries(x)
         keys, values = self.keys_values(x)
-        angles = self.angles(place, plain)
+        angles = self.angles(rows, plain)
         q, new = apply_rotary(plain, *angles), AttentionCache(apply_rotary(keys, *angles), values)
         reach = new if cache is None else cache.then(new)
         cached = reach.keys.shape[1] - x.shape[1]
         always = None if persistent is None else (plain, *self.keys_values(persistent))
-        start = first_columns(place.seen, cached, x.device)
+        start = first_columns(rows, cached, x.device)
         if self.window is None:
             y = causal_attention(q, reach.keys, reach.values, start=start, persistent=always)
         else:
             y = sliding_window_attention(q, reach.keys, reach.values, self.window, start=start, persistent=always)
-        width = min(max(place.after), reach.keys.shape[1], (self.window or math.inf) - 1)
-        return self.out(y.flatten(2)), reach.last([cached + n for n in place.counts], int(width))
+        width = min(max(rows.after), reach.keys.shape[1], (self.window or math.inf) - 1)
+        return self.out(y.flatten(2)), reach.last([cached + n for n in rows.counts], int(width))
 
 
-def first_columns(counts: tuple[int, ...], cached: int, device: torch.device) -> Tensor | None:
-    """First valid cached column per row, for rows that have ``counts[b]`` right-aligned in ``cached`` columns."""
-    if all(n >= cached for n in counts):
-        return None
-    return torch.tensor([max(cached - n, 0) for n in counts], device=device)
+def first_columns(rows: Rows, cached: int, device: torch.device) -> Tensor | None:
+    """First visible column, of ``cached`` right-aligned ones and then the call's own: per row [B], or with further
+    documents per query [B, T]; None where all are visible."""
+    first = None
+    if any(n < cached for n in rows.seen):
+        first = torch.tensor([max(cached - n, 0) for n in rows.seen], device=device)
+    if not rows.starts:
+        return first
+    own = rows.document_starts(device)
+    past = torch.zeros((), dtype=torch.int64, device=device) if first is None else first.unsqueeze(1)
+    return torch.where(own > 0, cached + own, past)

@@ -8,24 +8,21 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from titans.ops.place import Place
-from titans.ops.ragged import columns
+from titans.layers.module import Module
+from titans.ops.rows import Rows, columns, flags
 
 
 class _Depthwise(torch.autograd.Function):
     """y[:, t] = Σ_j w_j ⊙ padded[:, t + j] as shifted multiply-adds; autograd would zero-fill a tensor per shift."""
 
     @staticmethod
-    def forward(padded: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, padded: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(padded, weight)
         tokens = padded.shape[1] - weight.shape[0] + 1
         y = padded[:, :tokens] * weight[0]
         for j in range(1, weight.shape[0]):
             y.addcmul_(padded[:, j : j + tokens], weight[j])
         return y
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     @once_differentiable
@@ -39,7 +36,7 @@ class _Depthwise(torch.autograd.Function):
         return grad_padded, grad_weight
 
 
-class ShortConvolution(nn.Module):
+class ShortConvolution(Module):
     """y_t = Σ_j w_j ⊙ x_{t-K+1+j}: each channel mixes its own last K values (Titans §4.4).
 
     Args:
@@ -50,19 +47,40 @@ class ShortConvolution(nn.Module):
     def __init__(self, channels: int, kernel: int = 4):
         super().__init__()
         self.kernel = kernel
-        self.weight = nn.Parameter(torch.empty(kernel, channels).uniform_(-(kernel**-0.5), kernel**-0.5))
+        self.weight = nn.Parameter(torch.empty(kernel, channels))
+        self.initialise()
 
-    def forward(self, x: Tensor, tail: Tensor | None, place: Place) -> tuple[Tensor, Tensor]:
-        """x [B, T, channels] and the last K - 1 inputs of each row [B, K-1, channels]; returns y and the new tail."""
-        padded = torch.cat((self.start(x, tail, place.seen).to(x.dtype), x), 1)
-        y = _Depthwise.apply(padded, self.weight.to(x.dtype))
-        return y, columns(padded, place.counts, self.kernel - 1)
+    def initialise(self) -> None:
+        nn.init.uniform_(self.weight, -(self.kernel**-0.5), self.kernel**-0.5)
+
+    def forward(self, x: Tensor, tail: Tensor | None, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Convolve.
+
+        Args:
+            x: [B, T, channels].
+            tail: the last K - 1 inputs of each row's stream [B, K-1, channels]; None: all of them begin here.
+            rows: where the rows stand.
+
+        Returns:
+            y [B, T, channels], and the new tail.
+        """
+        padded = torch.cat((self.start(x, tail, rows.seen).to(x.dtype), x), 1)
+        weight = self.weight.to(x.dtype)
+        after = columns(padded, rows.counts, self.kernel - 1)
+        if not rows.starts:
+            return _Depthwise.apply(padded, weight), after  # type: ignore[return-value]
+        age = rows.positions(x.device).unsqueeze(-1)  # in its document; nothing reaches back beyond its first token
+        back = (self.kernel - 1 - j for j in range(self.kernel))
+        taps = (
+            torch.where(age >= distance, padded[:, j : j + x.shape[1]], 0) * weight[j]
+            for j, distance in enumerate(back)
+        )
+        distance = torch.arange(self.kernel - 1, 0, -1, device=x.device)
+        read = torch.tensor(rows.after, device=x.device).unsqueeze(1)
+        return sum(taps, start=x.new_zeros(())), after.masked_fill((distance > read).unsqueeze(-1), 0)
 
     def start(self, like: Tensor, tail: Tensor | None, seen: tuple[int, ...]) -> Tensor:
         """The tail [B, K-1, channels] with zeros for the rows that begin a stream."""
         if tail is None:
             return like.new_zeros(len(seen), self.kernel - 1, self.weight.shape[1])
-        if 0 not in seen:
-            return tail
-        fresh = torch.tensor([s == 0 for s in seen], device=tail.device)
-        return tail.masked_fill(fresh.view(-1, 1, 1), 0)
+        return tail.masked_fill(flags([s == 0 for s in seen], tail), 0) if 0 in seen else tail

@@ -1,6 +1,6 @@
-"""The memory as layers: ``NeuralMemory`` and ``PersistentMemory``."""
+"""The memory as layers: ``NeuralMemory`` and ``PersistentMemory``; they live in `titans.layers`."""
 
-from titans.memory.neural_memory import NeuralMemory, NeuralMemoryState, default_heads, default_theta_max
-from titans.memory.persistent_memory import PersistentMemory
+from titans.layers.neural_memory import NeuralMemory, NeuralMemoryState
+from titans.layers.persistent_memory import PersistentMemory
 
-__all__ = ["NeuralMemory", "NeuralMemoryState", "PersistentMemory", "default_heads", "default_theta_max"]
+__all__ = ["NeuralMemory", "NeuralMemoryState", "PersistentMemory"]

@@ -29,7 +29,7 @@ class Bias(Choice):
     axis: ClassVar[str] = "bias"
 
     @property
-    def pace(self) -> float:
+    def step_scale(self) -> float:
         """A layer's default cap of θ, relative to l2's: less where errors are larger or jump."""
         return 1.0
 
@@ -72,7 +72,7 @@ class Lp(Bias):
     p: float = Field(default=3.0, ge=1, le=16)
 
     @property
-    def pace(self) -> float:
+    def step_scale(self) -> float:
         """Equal to l2's at residuals of √2 per channel, two independent vectors of unit variance."""
         return min(1.0, 2 / self.p * 2 ** (1 - self.p / 2))
 
@@ -104,7 +104,7 @@ class Huber(Bias):
         return self.delta == "learned"
 
     @property
-    def pace(self) -> float:
+    def step_scale(self) -> float:
         """The mixture's error never fades: it jumps from δ·sign(r) to a vector √D times shorter (docs/miras.md)."""
         return 1 / 16 if self.form == "mixture" else 1.0
 

@@ -53,8 +53,10 @@ class MirasConfig(BaseModel):
                 f"retention {self.retention.name!r} says inside = {self.retention.inside!r}; it must be 'shown', "
                 "'scaled' or 'hidden'"
             )
-        if self.retention.pulls and (self.retention.inside != "shown" or self.retention.identity):
-            raise ValueError(f"retention {self.retention.name!r} pulls: it must say inside = 'shown', identity = False")
+        if self.retention.decays_to_initial and (self.retention.inside != "shown" or self.retention.identity):
+            raise ValueError(
+                f"retention {self.retention.name!r} says decays_to_initial: it must say inside = 'shown', identity = False"
+            )
         if self.algorithm.per_chunk and any(len(shape) == 1 for shape in self.architecture.shapes(4)):
             raise ValueError(
                 f"algorithm {self.algorithm.name!r} rotates whole matrices, architecture {self.architecture.name!r} "
@@ -63,9 +65,9 @@ class MirasConfig(BaseModel):
         return self
 
     @property
-    def pace(self) -> float:
+    def step_scale(self) -> float:
         """A layer's default cap of θ times its head width D: 1 for the Titans rule with two maps."""
-        return self.architecture.pace * self.bias.pace * self.retention.pace
+        return self.architecture.step_scale * self.bias.step_scale * self.retention.step_scale
 
     @classmethod
     def steady(cls, architecture: Network | None = None) -> MirasConfig:
@@ -74,7 +76,7 @@ class MirasConfig(BaseModel):
 
     @classmethod
     def titans(cls, architecture: Network | None = None) -> MirasConfig:
-        """The rule of Titans Eqs. 8-14, verbatim; the paper leaves the network open, ``architecture`` overrides it."""
+        """The rule of Titans Eqs. 8-14; the paper leaves the network open, ``architecture`` overrides it."""
         return cls(architecture=architecture or MLP(), retention=WeightDecay())
 
     @classmethod
@@ -125,9 +127,9 @@ def resolve_miras(
     """
     given, miras = miras is not None, miras or MirasConfig.steady()
     network, algorithm = miras.architecture, miras.algorithm
-    if mem_layers is not None and mem_layers != depth(network):
+    if mem_layers is not None and mem_layers != network.layers:
         if given:
-            raise ValueError(f"mem_layers = {mem_layers} contradicts miras, whose {network.name} has {depth(network)}")
+            raise ValueError(f"mem_layers = {mem_layers} contradicts miras, whose {network.name} has {network.layers}")
         if mem_layers < 1:
             raise ValueError(f"mem_layers must be at least 1, got {mem_layers}")
         network = Matrix() if mem_layers == 1 else MLP(depth=mem_layers)
@@ -145,10 +147,3 @@ def resolve_miras(
             raise ValueError(f"use_momentum = {use_momentum} contradicts miras, whose algorithm is {algorithm.name!r}")
         algorithm = Momentum() if use_momentum else GradientDescent()
     return miras.model_copy(update={"architecture": network, "algorithm": algorithm})
-
-
-def depth(network: Network) -> int:
-    """Maps on the longest path through a memory network."""
-    if isinstance(network, MLP):
-        return network.depth
-    return 2 if isinstance(network, GatedMLP) else 1

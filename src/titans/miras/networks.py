@@ -32,12 +32,9 @@ class _GeluBackward(torch.autograd.Function):
     """error · gelu'(x), whose own backward needs gelu''(x) = φ(x) (2 - x²): half the passes of autograd's rule."""
 
     @staticmethod
-    def forward(error: Tensor, x: Tensor) -> Tensor:
+    def forward(ctx: Any, error: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(error, x)
         return torch.ops.aten.gelu_backward(error, x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     @once_differentiable
@@ -63,9 +60,14 @@ class Network(Choice):
     residual_norm: bool = True
 
     @property
-    def pace(self) -> float:
+    def step_scale(self) -> float:
         """A layer's default cap of θ, relative to that of a network of two maps."""
         return 1.0
+
+    @property
+    def layers(self) -> int:
+        """Depth: maps on the longest path through the network; unless overridden, all maps count."""
+        return len(self.shapes(1))
 
     @abstractmethod
     def shapes(self, width: int) -> tuple[tuple[int, ...], ...]:
@@ -130,7 +132,7 @@ class MLP(Network):
     activation: Activation = "gelu"
 
     @property
-    def pace(self) -> float:
+    def step_scale(self) -> float:
         """Half for every further map: the steps of all maps act on one output, each through those after it."""
         return 2.0 ** (2 - self.depth)
 
@@ -164,6 +166,10 @@ class GatedMLP(Network):
     name: ClassVar[str] = "gated_mlp"
     expansion: float = Field(default=4, gt=0, le=64)
     activation: Activation = "silu"
+
+    @property
+    def layers(self) -> int:
+        return 2
 
     def shapes(self, width: int) -> tuple[tuple[int, ...], ...]:
         hidden = max(1, round(self.expansion * width))

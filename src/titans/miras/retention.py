@@ -24,22 +24,22 @@ class Retention(Choice):
     Attributes:
         replaces: A itself becomes φ(A) when a chunk closes.
         identity: φ(A) = A, so that an engine need not call it.
-        pulls: forgetting is a pull towards A_0, not towards 0; ``anchor`` must then give A_0 itself. A read inside a
+        decays_to_initial: forgetting is a pull towards A_0, not towards 0; ``anchor`` must then give A_0 itself. A read inside a
             chunk sees the chunk's writes but not its pull.
         inside: what a read strictly inside a chunk sees of the chunk's decay and writes. "shown": all, added to φ(A_c);
             "scaled": all, times ``factor`` of the chunk's start; "hidden": nothing before the next chunk.
         initial_forgetting: where a layer's α starts. Forgetting that nothing makes up for would empty an untrained
             memory, and a layer norm of almost nothing has almost infinite gradients (docs/miras.md).
-        pace: a layer's default cap of θ, relative to weight decay's.
+        step_scale: a layer's default cap of θ, relative to weight decay's.
     """
 
     axis: ClassVar[str] = "retention"
     replaces: ClassVar[bool] = False
     identity: ClassVar[bool] = False
-    pulls: ClassVar[bool] = False
+    decays_to_initial: ClassVar[bool] = False
     inside: ClassVar[Inside] = "shown"
     initial_forgetting: ClassVar[float] = 0.001
-    pace: ClassVar[float] = 1.0
+    step_scale: ClassVar[float] = 1.0
 
     @abstractmethod
     def project(self, accumulated: Tensor, anchor: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class LqRetention(Retention):
 
     name: ClassVar[str] = "lq"
     inside: ClassVar[Inside] = "scaled"
-    pace: ClassVar[float] = 1 / 4  # W moves about that much faster than A where ``initial`` starts
+    step_scale: ClassVar[float] = 1 / 4  # W moves about that much faster than A where ``initial`` starts
     q: float = Field(default=4.0, ge=1, le=8)
 
     def initial(self, weights: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ class AnchoredRetention(SphereRetention):
     """
 
     name: ClassVar[str] = "anchored"
-    pulls: ClassVar[bool] = True
+    decays_to_initial: ClassVar[bool] = True
     initial_forgetting: ClassVar[float] = 0.0014  # a half-life of 500 tokens: training shortens it more easily than not
 
     def anchor(self, initial: Tensor) -> Tensor:

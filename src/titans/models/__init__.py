@@ -1,7 +1,9 @@
 """Language models with a neural long-term memory: LMM, MAC, MAG, MAL, and two baselines."""
 
+from titans.models import mixers  # noqa: F401  registers them
+from titans.models.build import build_model, count_parameters, load_model, save_model
 from titans.models.config import TitansConfig
-from titans.models.language_model import ModelOutput, TitansModel, build_model, count_parameters, load_model
+from titans.models.language_model import ModelOutput, TitansModel
 from titans.models.probe import MemoryReading, probe_memories
 from titans.models.state import ModelState
 from titans.models.variants import TitansLMM, TitansMAC, TitansMAG, TitansMAL
@@ -20,4 +22,5 @@ __all__ = [
     "count_parameters",
     "load_model",
     "probe_memories",
+    "save_model",
 ]

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from titans.memory import default_heads, default_theta_max
+from titans.layers.neural_memory import default_heads, default_theta_max
 from titans.miras import MirasConfig
 from titans.miras.config import resolve_miras
-
-Variant = Literal["LMM", "MAC", "MAG", "MAL", "transformer", "swa"]
+from titans.models.registry import MIXERS
 
 # Widths and heads follow MIRAS App. C; the layers are fitted so that each variant has the named size (within 5 %) at
 # 32,000 tokens of vocabulary with tied embeddings.
@@ -24,7 +23,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "base400": {"d_model": 1024, "n_heads": 16, "mem_heads": 16},
     "large": {"d_model": 1536, "n_heads": 16, "mem_heads": 16},
 }
-PRESET_LAYERS: dict[str, dict[Variant, int]] = {
+PRESET_LAYERS: dict[str, dict[str, int]] = {
     "tiny": {"LMM": 8, "MAC": 6, "MAG": 7, "MAL": 7, "transformer": 10, "swa": 10},
     "small": {"LMM": 18, "MAC": 13, "MAG": 14, "MAL": 14, "transformer": 21, "swa": 21},
     "medium": {"LMM": 22, "MAC": 16, "MAG": 17, "MAL": 17, "transformer": 24, "swa": 24},
@@ -67,7 +66,7 @@ class TitansConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
-    variant: Variant = "MAC"
+    variant: str = "MAC"
     vocab_size: int = Field(default=32_000, ge=1)
     d_model: int = Field(default=512, ge=1)
     n_layers: int = Field(default=12, ge=1)
@@ -92,6 +91,13 @@ class TitansConfig(BaseModel):
     gradient_checkpointing: bool = False
     max_seq_len: int = Field(default=4096, ge=1)
     lr: float = Field(default=4e-4, gt=0)
+
+    @field_validator("variant")
+    @classmethod
+    def _known(cls, variant: str) -> str:
+        if variant not in MIXERS:
+            raise ValueError(f"variant must be one of {', '.join(MIXERS)}, got {variant!r}")
+        return variant
 
     @model_validator(mode="after")
     def _fits(self) -> TitansConfig:
@@ -125,8 +131,13 @@ class TitansConfig(BaseModel):
             self.miras, self.mem_layers, self.d_hidden, self.use_momentum, self.d_model, self.memory_heads
         )
 
+    @property
+    def residual_gain(self) -> float:
+        """Gain at the start of maps that add to the residual stream, two a block: the sum keeps about unit scale."""
+        return (2 * self.n_layers) ** -0.5
+
     @classmethod
-    def preset(cls, size: str, variant: Variant = "MAC", **changes: Any) -> TitansConfig:
+    def preset(cls, size: str, variant: str = "MAC", **changes: Any) -> TitansConfig:
         """The preset ``size`` ("tiny" … "large") of ``variant``, with fields changed by name."""
         if size not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {size!r}")
@@ -136,34 +147,34 @@ class TitansConfig(BaseModel):
         return cls(**{**fields, **changes})
 
     @classmethod
-    def tiny(cls, variant: Variant = "MAC", **changes: Any) -> TitansConfig:
+    def tiny(cls, variant: str = "MAC", **changes: Any) -> TitansConfig:
         """About 30 M parameters."""
         return cls.preset("tiny", variant, **changes)
 
     @classmethod
-    def small(cls, variant: Variant = "MAC", **changes: Any) -> TitansConfig:
+    def small(cls, variant: str = "MAC", **changes: Any) -> TitansConfig:
         """About 170 M parameters."""
         return cls.preset("small", variant, **changes)
 
     @classmethod
-    def medium(cls, variant: Variant = "MAC", **changes: Any) -> TitansConfig:
+    def medium(cls, variant: str = "MAC", **changes: Any) -> TitansConfig:
         """About 340 M parameters."""
         return cls.preset("medium", variant, **changes)
 
     @classmethod
-    def base400(cls, variant: Variant = "MAC", **changes: Any) -> TitansConfig:
+    def base400(cls, variant: str = "MAC", **changes: Any) -> TitansConfig:
         """About 400 M parameters."""
         return cls.preset("base400", variant, **changes)
 
     @classmethod
-    def large(cls, variant: Variant = "MAC", **changes: Any) -> TitansConfig:
+    def large(cls, variant: str = "MAC", **changes: Any) -> TitansConfig:
         """About 760 M parameters."""
         return cls.preset("large", variant, **changes)
 
     @property
     def has_memory(self) -> bool:
         """Not one of the baselines."""
-        return self.variant not in ("transformer", "swa")
+        return MIXERS[self.variant].has_memory
 
     def explicit(self) -> TitansConfig:
         """The same model with the memory's rule and cap of θ spelt out: what a file must say, lest a later default

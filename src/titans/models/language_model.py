@@ -1,10 +1,12 @@
-"""The language model around the blocks: embedding, state, loss, files."""
+"""The language model around the blocks: embedding, blocks, head, loss.
+
+Legend: B batch, T tokens, V vocabulary.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,22 +14,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from titans.memory import NeuralMemory
+from titans.layers.module import Linear, Module
+from titans.layers.neural_memory import NeuralMemory
 from titans.miras.choice import BY_NAME
-from titans.models.blocks import Block, MALMixer
-from titans.models.computation import COMPUTATION, check_computation
+from titans.models.blocks import Block
 from titans.models.config import TitansConfig
 from titans.models.generation import GenerationMixin
-from titans.models.mac import MACMixer
 from titans.models.state import ModelState, Origin, hash_weights
 from titans.ops.memory import Engine, check_engine, check_finite
-from titans.ops.place import Place
-from titans.ops.ragged import compact, restore, take
+from titans.ops.rows import Packing, Rows
+from titans.state import counts
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class ModelOutput(Mapping):
         return len(self._present())
 
 
-class TitansModel(GenerationMixin, nn.Module):
+class TitansModel(GenerationMixin, Module):
     """A language model of ``config.n_layers`` blocks of one variant.
 
     Calls keep nothing on the module: state goes in and comes out, and one call on T tokens equals the same tokens in
@@ -70,39 +69,24 @@ class TitansModel(GenerationMixin, nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = nn.RMSNorm(config.d_model)
-        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self.reset_parameters()
+        self.head = Linear(config.d_model, config.vocab_size)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
+        self.initialise()
 
-    def reset_parameters(self) -> None:
-        """Normal with variance 1 / fan-in: activations start at unit scale; less where blocks add to the stream.
-
-        The embedding starts at the same scale as the tied output projection: logits of unit variance.
-        """
-        # What the other variants read from their memory is normalised before it reaches the stream.
-        added = ("down.weight", "out.weight" if self.config.variant == "LMM" else "attention.out.weight")
-        for name, parameter in self.named_parameters():
-            if parameter.dim() == 2 and name.endswith(".weight") and "conv" not in name and "gates" not in name:
-                std = parameter.shape[-1] ** -0.5
-                if name.endswith(added):
-                    std /= (2 * self.config.n_layers) ** 0.5
-                nn.init.normal_(parameter, std=std)
-        for module in self.modules():
-            if isinstance(module, NeuralMemory):
-                module.recall_what_followed()
-            elif isinstance(module, MACMixer):
-                module.attention.attend_to_itself(self.config.segment)
-            elif isinstance(module, MALMixer):
-                module.attention.attend_to_itself(self.config.window)
+    def initialise(self) -> None:
+        """The embedding starts at the scale of the tied output projection: logits of unit variance."""
+        nn.init.normal_(self.embedding.weight, std=self.config.d_model**-0.5)
 
     def forward(
         self,
         input_ids: Tensor,
+        *,
         labels: Tensor | None = None,
         attention_mask: Tensor | None = None,
         state: ModelState | None = None,
         store_mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
         logits_to_keep: int = 0,
     ) -> ModelOutput:
         """Read T tokens from ``state`` on.
@@ -113,7 +97,13 @@ class TitansModel(GenerationMixin, nn.Module):
             attention_mask: [B, T], 0 or False for padding (anywhere): such tokens do nothing, their logits are zero.
             state: what an earlier call returned; None starts new streams.
             store_mask: [B, T], 0 or False for tokens that the memory reads but does not write.
+            document_ids: int64 [B, T], several documents in a row: where the id differs from that of the token before,
+                a new stream begins, as if the document stood alone; the row's first one goes on from ``state``. No
+                target is counted across a change. The state returned is that of each row's last document.
             logits_to_keep: compute logits of the last so many positions only; 0 for all.
+
+        Returns:
+            logits [B, T, V], the state, and with labels the loss: mean nats per target.
 
         Raises:
             ValueError: an id outside the vocabulary, a wrong shape or dtype, a state of another model; named.
@@ -122,40 +112,42 @@ class TitansModel(GenerationMixin, nn.Module):
         self._check(input_ids, labels, state, logits_to_keep)
         mask = self._flags("attention_mask", attention_mask, input_ids)
         store = self._flags("store_mask", store_mask, input_ids)
-        order = lengths = None
-        ids = input_ids
+        documents = self._documents(document_ids, input_ids)
+        packing, ids = None, input_ids
         if mask is not None and not bool(mask.all()):
-            order, lengths = compact(mask)
-            ids = take(ids, order)
-            store = None if store is None else take(store, order)
+            packing = Packing.of(mask)
+            ids = packing.pack(ids)
+            store, documents = (None if x is None else packing.pack(x) for x in (store, documents))
         if store is not None and bool(store.all()):
             store = None
-        hidden, state = self._encode(ids, state, lengths, store)
-        if order is not None and mask is not None:
-            hidden = restore(hidden, order, mask)
+        seen = (0,) * ids.shape[0] if state is None else state.seen
+        rows = Rows.whole(seen, ids.shape[1]) if packing is None else Rows(seen, packing.counts, ids.shape[1])
+        rows = rows if documents is None else rows.of_documents(documents)
+        hidden, after = self._encode(ids, state, rows, store)
+        if packing is not None:
+            hidden = packing.unpack(hidden)
         if labels is None:
-            return ModelOutput(self.head(hidden[:, -logits_to_keep:]), state)
+            return ModelOutput(self.head(hidden[:, -logits_to_keep:]), after)
         logits = self.head(hidden)
-        loss = _loss(logits, labels, mask)
-        return ModelOutput(logits[:, -logits_to_keep:], state, loss)
+        loss = _loss(logits, _targets(labels, mask, document_ids))
+        return ModelOutput(logits[:, -logits_to_keep:], after, loss)
 
     def _encode(
-        self, ids: Tensor, state: ModelState | None, lengths: tuple[int, ...] | None, store: Tensor | None
+        self, ids: Tensor, state: ModelState | None, rows: Rows, store: Tensor | None
     ) -> tuple[Tensor, ModelState]:
         """Final hidden states [B, T, d_model] of a right-padded batch."""
-        rows, tokens = ids.shape
-        place = Place((0,) * rows if state is None else state.seen, tokens, lengths)
         x = self.embedding(ids)
         layers = []
         for i, block in enumerate(self.blocks):
             before = None if state is None else state.layers[i]
             if self.config.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                x, after = checkpoint(block, x, before, place, store, use_reentrant=False)
+                x, after = checkpoint(block, x, before, rows, store, use_reentrant=False)
             else:
-                x, after = block(x, before, place, store)
-            check_finite(after, f"blocks.{i}")
+                x, after = block(x, before, rows, store)
             layers.append(after)
-        return self.norm(x), ModelState(tuple(layers), place.after, self.origin)
+        check_finite(layers, [f"blocks.{i}" for i in range(len(layers))])
+        origin = self.origin if state is None else state.origin.then(self)
+        return self.norm(x), ModelState(tuple(layers), counts(rows.after), origin)
 
     def set_engine(self, engine: Engine) -> None:
         """How the memories compute: "chunked", the default; "compiled", faster after a minute of ``torch.compile`` per
@@ -177,12 +169,42 @@ class TitansModel(GenerationMixin, nn.Module):
         told = self.config.explicit().model_dump(mode="json", exclude=unlike, context=BY_NAME)
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write ``model.safetensors`` and ``config.json`` into a folder, each moved into place when complete."""
+        from titans.models.build import save_model
+
+        save_model(self, path)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> TitansModel:
+        """Read a folder written by ``save_pretrained``; see `load_model`.
+
+        Raises:
+            ValueError: also where the folder holds another class of model.
+        """
+        from titans.models.build import load_model
+
+        model = load_model(path)
+        if not isinstance(model, cls):
+            raise ValueError(f"model folder {str(path)!r} holds a {type(model).__name__}, not a {cls.__name__}")
+        return model
+
     def _flags(self, name: str, flags: Tensor | None, like: Tensor) -> Tensor | None:
         if flags is None:
             return None
         if flags.shape != like.shape:
             raise ValueError(f"{name} must have input_ids' shape {list(like.shape)}, got {list(flags.shape)}")
         return flags.bool()
+
+    def _documents(self, documents: Tensor | None, like: Tensor) -> Tensor | None:
+        if documents is None:
+            return None
+        if documents.shape != like.shape or documents.is_floating_point() or documents.dtype == torch.bool:
+            raise ValueError(
+                f"document_ids must be integers of input_ids' shape {list(like.shape)}, got {documents.dtype} "
+                f"{list(documents.shape)}"
+            )
+        return documents
 
     def _check(self, ids: Tensor, labels: Tensor | None, state: ModelState | None, keep: int) -> None:
         if ids.dim() != 2 or 0 in ids.shape:
@@ -213,76 +235,25 @@ class TitansModel(GenerationMixin, nn.Module):
             raise ValueError(f"state must be a ModelState, got {type(state).__name__}")
         if state.origin.fingerprint != self.fingerprint:
             raise ValueError("state was made by a model of another configuration")
-        if len(state.seen) != rows:
-            raise ValueError(f"state has {len(state.seen)} rows, input_ids has {rows}")
+        if state.rows != rows:
+            raise ValueError(f"state has {state.rows} rows, input_ids has {rows}")
         if not state.origin.made_by(self) and state.origin.weights != hash_weights(self):
             raise ValueError("state was made by a model with other weights")
 
-    def save_pretrained(self, path: str | Path) -> None:
-        """Write ``model.safetensors`` and ``config.json`` into a folder, each moved into place when complete."""
-        folder = Path(path)
-        self.config.to_dict()  # refuses what cannot be saved before anything is written
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {n: p.detach().cpu().contiguous() for n, p in self.state_dict().items()}
-        if self.config.tie_embeddings:
-            del tensors["head.weight"]
-        self.config.to_json(folder / "config.json.part")
-        save_file(tensors, folder / "model.safetensors.part", {"format": "pt", "computation": COMPUTATION})
-        os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
-        os.replace(folder / "config.json.part", folder / "config.json")
 
-    @classmethod
-    def from_pretrained(cls, path: str | Path) -> TitansModel:
-        """Read a folder written by ``save_pretrained``.
-
-        Raises:
-            FileNotFoundError: a file is missing.
-            ValueError: the weights do not fit the configuration.
-        """
-        folder = Path(path)
-        for name in ("config.json", "model.safetensors"):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"model folder {str(folder)!r} has no {name}")
-        config = TitansConfig.from_json(folder / "config.json")
-        model = build_model(config)
-        with safe_open(folder / "model.safetensors", framework="pt") as file:
-            check_computation((file.metadata() or {}).get("computation"), f"model folder {str(folder)!r}")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if config.tie_embeddings and "embedding.weight" in tensors:
-            tensors["head.weight"] = tensors["embedding.weight"]
-        try:
-            model.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise ValueError(f"model folder {str(folder)!r} does not fit its config.json: {error}") from error
-        return model
-
-
-def _loss(logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean nats over the targets that are left after the shift; 0 if none is."""
+def _targets(labels: Tensor, mask: Tensor | None, documents: Tensor | None) -> Tensor:
+    """Labels after the shift, [B, T - 1]: nothing is predicted from or at padding, nor across documents."""
     targets = labels[:, 1:]
     if mask is not None:
         targets = targets.masked_fill(~(mask[:, 1:] & mask[:, :-1]), -100)
-    total = F.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float() if logits.dtype != torch.float64 else logits[:, :-1].flatten(0, 1),
-        targets.flatten(),
-        ignore_index=-100,
-        reduction="sum",
-    )
+    if documents is not None:
+        targets = targets.masked_fill(documents[:, 1:] != documents[:, :-1], -100)
+    return targets
+
+
+def _loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean nats over the targets; 0 if there is none."""
+    logits = logits[:, :-1].flatten(0, 1)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    total = F.cross_entropy(logits, targets.flatten(), ignore_index=-100, reduction="sum")
     return total / (targets != -100).sum().clamp(min=1)
-
-
-def build_model(config: TitansConfig) -> TitansModel:
-    """The model that ``config`` describes, as an instance of its variant's class."""
-    from titans.models.variants import CLASSES
-
-    model = CLASSES.get(config.variant, TitansModel).__new__(CLASSES.get(config.variant, TitansModel))
-    TitansModel.__init__(model, config.model_copy(deep=True))
-    return model
-
-
-load_model = TitansModel.from_pretrained
-
-
-def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
-    """Number of parameters, shared ones counted once."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)

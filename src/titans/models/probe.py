@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from titans.memory import NeuralMemory, NeuralMemoryState
+from titans.layers.neural_memory import NeuralMemory, NeuralMemoryState
 from titans.models.language_model import TitansModel
 from titans.models.state import ModelState
 from titans.ops.memory import Engine, MemoryTrace
@@ -68,24 +68,24 @@ def probe_memories(model: TitansModel, input_ids: Tensor, state: ModelState | No
 
 @contextmanager
 def _observed(memories: Sequence[NeuralMemory]) -> Iterator[list[tuple[list[MemoryTrace], list[NeuralMemoryState]]]]:
-    """While open, collect what each memory feels and the states it leaves; compiled code would not tell."""
+    """While open, collect the trace of each memory's calls and the states it leaves; compiled code would not tell."""
     seen: list[tuple[list[MemoryTrace], list[NeuralMemoryState]]] = [([], []) for _ in memories]
     engines: list[Engine] = [memory.engine for memory in memories]
-    observers = [memory.observer for memory in memories]
+    handles = []
     for memory, (traces, states) in zip(memories, seen, strict=True):
 
-        def observe(x: Tensor, start, end, memory=memory, traces=traces, states=states) -> None:
-            traces.append(memory.trace(x, start))
-            states.append(end)
+        def observe(module, args, kwargs, output, traces=traces, states=states) -> None:
+            traces.append(module.trace(*args, store_mask=kwargs.get("store_mask"), rows=kwargs.get("rows")))
+            states.append(output[1])
 
+        handles.append(memory.register_forward_hook(observe, with_kwargs=True))
         memory.engine = "chunked"
-        memory.observer = observe
     try:
         yield seen
     finally:
-        for memory, engine, observer in zip(memories, engines, observers, strict=True):
+        for memory, engine, handle in zip(memories, engines, handles, strict=True):
             memory.engine = engine
-            memory.observer = observer
+            handle.remove()
 
 
 def _reading(memory: NeuralMemory, traces: list[MemoryTrace], states: list[NeuralMemoryState]) -> MemoryReading:

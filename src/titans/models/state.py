@@ -2,57 +2,72 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import os
-import weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from titans.layers.attention import AttentionCache
-from titans.memory import NeuralMemoryState
-from titans.models.blocks import MAGState, MALState
-from titans.models.computation import COMPUTATION, check_computation
-from titans.models.mac import MACState
-from titans.ops.memory.state import Gates, MemoryState, OpenChunk, State
+from titans.files import write_whole
+from titans.models.semantics import SEMANTICS, check_semantics
+from titans.state import State, decode, encode, walk
 
-FORMAT_VERSION = 1
-KINDS = {
-    kind.__name__: kind
-    for kind in (AttentionCache, NeuralMemoryState, MACState, MAGState, MALState, Gates, MemoryState, OpenChunk)
-}
+FORMAT_VERSION = 2
+MIXED = "weights that changed while it was made"
 
 
 class Origin:
-    """Which model made a state: its configuration and a hash of its weights.
+    """Which weights made a state.
 
-    The hash is taken only when a file is written or read; until then the model itself stands for it.
+    They are told by the model itself and the version of its parameters at that moment; a hash is taken only when a file
+    is written or read. A state keeps its model alive, so that it can be saved after nothing else refers to it.
+
+    Args:
+        fingerprint: of the configuration.
+        model: the model, where the state was made in this process.
+        weights: their hash, where it came from a file.
     """
 
     def __init__(self, fingerprint: str, model: nn.Module | None = None, weights: str | None = None):
         self.fingerprint = fingerprint
-        self._model = None if model is None else weakref.ref(model)
+        self.model = model
         self._weights = weights
+        self._versions = None if model is None else _versions(model)
 
     @property
     def weights(self) -> str:
-        model = None if self._model is None else self._model()
-        if model is not None:
-            return hash_weights(model)
+        """The hash of the weights that made the state.
+
+        Raises:
+            ValueError: they have changed since and are not there any more.
+        """
         if self._weights is None:
-            raise ValueError("the model that made this state is gone: save the state while the model exists")
+            assert self.model is not None
+            if not self.unchanged:
+                raise ValueError("the model's weights have changed since this state was made: save it before they do")
+            self._weights = hash_weights(self.model)
         return self._weights
 
+    @property
+    def unchanged(self) -> bool:
+        """Are the weights that made the state still those of the model?"""
+        return self.model is not None and self._versions == _versions(self.model)
+
+    def then(self, model: nn.Module) -> Origin:
+        """Of what ``model`` makes of the state: the same weights, or a mixture that no file can vouch for."""
+        if self.model is model and self.unchanged and self._weights != MIXED:
+            return self
+        same = self._weights != MIXED and (self.model is not model or self.unchanged)
+        return Origin(self.fingerprint, model, None if same else MIXED)
+
     def made_by(self, model: nn.Module) -> bool:
-        """Whether ``model`` itself, in this process, made the state."""
-        return self._model is not None and self._model() is model
+        """Whether ``model`` itself, in this process, made the state, with whatever weights it had."""
+        return self.model is model
 
     def __deepcopy__(self, memo: dict) -> Origin:
         return self
@@ -61,12 +76,18 @@ class Origin:
         return Origin, (self.fingerprint, None, self.weights)
 
 
+def _versions(model: nn.Module) -> tuple[tuple[int, int], ...]:
+    """What changes whenever a parameter does: its storage, and how often it was written to."""
+    return tuple((p.data_ptr(), p._version) for p in model.parameters())
+
+
 def hash_weights(model: nn.Module) -> str:
-    """SHA-256 over names, dtypes and bytes of all parameters."""
+    """SHA-256 over names and values of all parameters, rounded to bfloat16: a copy of lower precision has the same."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        digest.update(f"{name} {parameter.dtype} {list(parameter.shape)}".encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(f"{name} {list(parameter.shape)}".encode())
+        rounded = parameter.detach().cpu().to(torch.bfloat16).contiguous()
+        digest.update(rounded.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -76,55 +97,56 @@ class ModelState(State):
 
     Attributes:
         layers: one state per block.
-        seen: tokens read, per row.
-        origin: the model that made it.
+        read: tokens read, int64 [B]; ``seen`` has them as a tuple.
+        origin: the weights that made it.
     """
 
+    static: ClassVar[tuple[str, ...]] = ("origin",)
+
     layers: tuple[Any, ...]
-    seen: tuple[int, ...]
+    read: Tensor
     origin: Origin = field(compare=False)
 
     @property
-    def nbytes(self) -> int:
-        """Bytes held by all tensors."""
-        sizes: list[int] = []
-        self.map(lambda x: sizes.append(x.numel() * x.element_size()) or x)
-        return sum(sizes)
+    def seen(self) -> tuple[int, ...]:
+        """Tokens read, per row."""
+        return tuple(self.read.tolist())
 
     def forget(self) -> ModelState:
         """Every memory back at its learned initial weights; positions, convolutions and attention caches go on.
 
         What a model scores with this between segments shows what it owes to its memory.
+        """
+        return replace(self, layers=walk(lambda leaf, x: x if x.is_floating_point() else x * 0, self.layers))
+
+    def put(self, rows: Any, new: ModelState) -> ModelState:
+        """As `State.put`.
 
         Raises:
-            ValueError: a MAC model's memory stands inside a chunk, so that its chunks would leave its segments.
+            ValueError: also where ``new`` is of another model.
         """
-        for layer in self.layers:
-            if isinstance(layer, MACState) and any(layer.memory.memory.phases):
-                memory = layer.memory.memory
-                raise ValueError(f"forget needs every row at the end of {memory.chunk_size} tokens, got {self.seen}")
-        return _forget(self)
+        if isinstance(new, ModelState) and new.origin.fingerprint != self.origin.fingerprint:
+            raise ValueError("put needs two states of one model, got one of another configuration")
+        return super().put(rows, new)
 
     def save(self, path: str | Path) -> None:
-        """Write the state as one safetensors file (written aside first, then moved into place)."""
+        """Write the state as one safetensors file, moved into place when complete.
+
+        Raises:
+            ValueError: the weights that made it have changed since.
+        """
         tensors: dict[str, Tensor] = {}
-        tree = _encode(self.layers, "layers", tensors)
+        tree = encode(self.layers, tensors, "layers")
         metadata = {
             "format": "titans-state",
             "version": str(FORMAT_VERSION),
-            "computation": COMPUTATION,
+            "semantics": SEMANTICS,
             "config": self.origin.fingerprint,
             "weights": self.origin.weights,
             "seen": json.dumps(self.seen),
             "layers": json.dumps(tree),
         }
-        path = Path(path)
-        aside = path.with_name(path.name + ".part")
-        try:
-            save_file(tensors, aside, metadata)
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
+        write_whole(path, lambda aside: save_file(tensors, aside, metadata))
 
     @classmethod
     def load(cls, path: str | Path) -> ModelState:
@@ -132,7 +154,7 @@ class ModelState(State):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is not a state file, is damaged, or is of another format version or computation.
+            ValueError: it is not a state file, is damaged, or is of another format version or semantics.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"state file {str(path)!r} does not exist")
@@ -144,43 +166,12 @@ class ModelState(State):
             raise ValueError(f"state file {str(path)!r} is not a readable safetensors file: {error}") from error
         if metadata.get("format") != "titans-state":
             raise ValueError(f"state file {str(path)!r} holds no titans state")
-        if metadata["version"] != str(FORMAT_VERSION):
-            raise ValueError(f"state file {str(path)!r} has format version {metadata['version']}, not {FORMAT_VERSION}")
-        check_computation(metadata.get("computation"), f"state file {str(path)!r}")
-        layers = _decode(json.loads(metadata["layers"]), tensors)
-        origin = Origin(metadata["config"], weights=metadata["weights"])
-        return cls(layers, tuple(json.loads(metadata["seen"])), origin)
-
-
-def _forget(value: Any) -> Any:
-    if isinstance(value, MemoryState):
-        return value.reset(range(len(value.count)))
-    if isinstance(value, tuple):
-        return tuple(_forget(item) for item in value)
-    if isinstance(value, State):
-        return type(value)(**{f.name: _forget(getattr(value, f.name)) for f in dataclasses.fields(value)})
-    return value
-
-
-def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """The state's tree as JSON, its tensors moved into ``tensors`` by path."""
-    if isinstance(value, Tensor):
-        tensors[name] = value.detach().cpu().contiguous().clone()
-        return {"tensor": name}
-    if isinstance(value, tuple):
-        return [_encode(item, f"{name}.{i}", tensors) for i, item in enumerate(value)]
-    if dataclasses.is_dataclass(value):
-        fields = dataclasses.fields(value)
-        found = {f.name: _encode(getattr(value, f.name), f"{name}.{f.name}", tensors) for f in fields}
-        return {"kind": type(value).__name__, "fields": found}
-    return value
-
-
-def _decode(tree: Any, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(tree, list):
-        return tuple(_decode(item, tensors) for item in tree)
-    if not isinstance(tree, dict):
-        return tree
-    if "tensor" in tree:
-        return tensors[tree["tensor"]]
-    return KINDS[tree["kind"]](**{name: _decode(item, tensors) for name, item in tree["fields"].items()})
+        check_semantics(metadata.get("semantics"), f"state file {str(path)!r}")
+        if (version := metadata.get("version")) != str(FORMAT_VERSION):
+            raise ValueError(f"state file {str(path)!r} has format version {version}, not {FORMAT_VERSION}")
+        try:
+            layers = decode(json.loads(metadata["layers"]), tensors, "layers")
+            read = torch.tensor(json.loads(metadata["seen"]), dtype=torch.int64)
+            return cls(layers, read, Origin(metadata["config"], weights=metadata["weights"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"state file {str(path)!r} is damaged: {error}") from error

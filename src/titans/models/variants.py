@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from titans.models.config import TitansConfig
 from titans.models.language_model import TitansModel
 
 
-class TitansLMM(TitansModel):
-    """The neural memory as the only mixer (Titans §4.3).
+class Shorthand(TitansModel):
+    """A variant by its own name.
 
     Args:
         vocab_size, d_model, n_layers, mem_layers, d_hidden, n_persistent, chunk_size, ffn_mult, use_momentum,
@@ -17,7 +17,7 @@ class TitansLMM(TitansModel):
         fields: any other field of :class:`TitansConfig`, by name.
     """
 
-    variant = "LMM"
+    variant: ClassVar[str]
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class TitansLMM(TitansModel):
     ):
         super().__init__(
             TitansConfig(
-                variant=self.variant,  # type: ignore[arg-type]
+                variant=self.variant,
                 vocab_size=vocab_size,
                 d_model=d_model,
                 n_layers=n_layers,
@@ -51,19 +51,25 @@ class TitansLMM(TitansModel):
         )
 
 
-class TitansMAC(TitansLMM):
+class TitansLMM(Shorthand):
+    """The neural memory as the only mixer (Titans §4.3)."""
+
+    variant = "LMM"
+
+
+class TitansMAC(Shorthand):
     """Memory as a context: each segment attends to what the memory recalls for it (Titans §4.1)."""
 
     variant = "MAC"
 
 
-class TitansMAG(TitansLMM):
+class TitansMAG(Shorthand):
     """Memory as a gate beside sliding-window attention (Titans §4.2); takes ``window`` as well."""
 
     variant = "MAG"
 
 
-class TitansMAL(TitansLMM):
+class TitansMAL(Shorthand):
     """Memory as a layer before sliding-window attention (Titans §4.3); takes ``window`` as well."""
 
     variant = "MAL"

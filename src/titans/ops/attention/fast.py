@@ -24,7 +24,8 @@ def causal_attention(
         q: Rotated queries of the new tokens, [B, T, H, D], T >= 1.
         k: Rotated keys, [B, S, H, D], S >= T: cached columns first, then the new tokens.
         v: Values, [B, S, H, D].
-        start: First valid column per row, int64 [B], 0 <= start <= offset. None: all columns are valid.
+        start: First valid column per row, int64 [B], 0 <= start <= offset, or per query, [B, T], not beyond its own
+            column. None: all columns are valid.
         persistent: ``(q_p, k_p, v_p)``: unrotated queries [B, T, H, D] that score the always-visible keys and values
             [B or 1, P, H, D]; they share the softmax. None: no persistent keys.
 
@@ -38,7 +39,7 @@ def causal_attention(
     """
     check_arguments(q, k, v, start, persistent)
     T, S = q.shape[1], k.shape[1]
-    if T == S:
+    if T == S and (start is None or start.dim() == 1):
         return _attend(q, k, v, None, persistent, causal=T > 1)
     return _attend(q, k, v, _visible(T, S, start, q.device), persistent)
 
@@ -56,7 +57,8 @@ def sliding_window_attention(
         k: Rotated keys, [B, S, H, D], S >= T: cached columns first, then the new tokens.
         v: Values, [B, S, H, D].
         window: Columns in reach, >= 1; 1 is the query's own column alone.
-        start: First valid column per row, int64 [B], 0 <= start <= offset. None: all columns are valid.
+        start: First valid column per row, int64 [B], 0 <= start <= offset, or per query, [B, T], not beyond its own
+            column. None: all columns are valid.
         persistent: ``(q_p, k_p, v_p)``: unrotated queries [B, T, H, D] that score the keys and values
             [B or 1, P, H, D], visible whatever the window; they share the softmax. None: no persistent keys.
 
@@ -80,10 +82,13 @@ def sliding_window_attention(
         return _attend(q, k, v, _visible(T, in_reach, start, q.device, window), persistent)
     head = in_reach - T + window
     head_persistent = None if persistent is None else (persistent[0][:, :window], *persistent[1:])
+    per_query = start is not None and start.dim() == 2
     first = sliding_window_attention(
-        q[:, :window], k[:, :head], v[:, :head], window, start=start, persistent=head_persistent
-    )
-    rest = _attend_after_first_window(q, k[:, -T:], v[:, -T:], window, persistent)
+        q[:, :window], k[:, :head], v[:, :head], window,
+        start=start[:, :window] if per_query and start is not None else start, persistent=head_persistent,
+    )  # fmt: skip
+    own = (start - (in_reach - T)).clamp(min=0) if per_query and start is not None else None
+    rest = _attend_after_first_window(q, k[:, -T:], v[:, -T:], window, own, persistent)
     return torch.cat([first, rest], dim=1)
 
 
@@ -108,7 +113,8 @@ def segment_attention(
         v: Values, [B, S, H, D].
         memory_k: Keys of the memory's read for each column, rotated like that column's token, [B, S, H, D].
         memory_v: Values of the memory's reads, [B, S, H, D].
-        start: First valid column per row, int64 [B], 0 <= start <= offset. None: all columns are valid.
+        start: First valid column per row, int64 [B], 0 <= start <= offset, or per query, [B, T], not beyond its own
+            column. None: all columns are valid.
         persistent: ``(q_p, k_p, v_p)``: unrotated queries [B, T, H, D] that score the always-visible keys and values
             [B or 1, P, H, D]; they share the softmax. None: no persistent keys.
 
@@ -131,8 +137,8 @@ def _visible(T: int, S: int, start: Tensor | None, device: torch.device, window:
     """Boolean mask broadcastable to [B, H, T, S]; None where a single query sees all."""
     columns = torch.arange(S, device=device)
     valid = None
-    if start is not None and S > T:
-        valid = columns >= start[:, None, None, None]
+    if start is not None and (S > T or start.dim() == 2):
+        valid = columns >= (start[:, None, None, None] if start.dim() == 1 else start[:, None, :, None])
     if T == 1 and (window is None or window >= S):
         return valid
     positions = columns[S - T :, None]
@@ -176,10 +182,13 @@ def _join_persistent(q: Tensor, k: Tensor, v: Tensor, persistent: Persistent) ->
     return q, k, v
 
 
-def _attend_after_first_window(q: Tensor, k: Tensor, v: Tensor, window: int, persistent: Persistent | None) -> Tensor:
+def _attend_after_first_window(
+    q: Tensor, k: Tensor, v: Tensor, window: int, start: Tensor | None, persistent: Persistent | None
+) -> Tensor:
     """Queries from number ``window`` on, T = S: blocks of ``window`` queries against their own and the previous block.
 
-    None of them reaches a cached column, so all blocks of all rows share one [window, 2 * window] mask.
+    None of them reaches a cached column, so all blocks of all rows share one [window, 2 * window] mask, unless ``start``
+    [B, T] gives every query a first column of its own.
     """
     B, T = q.shape[:2]
     blocks = -(-T // window) - 1
@@ -201,5 +210,9 @@ def _attend_after_first_window(q: Tensor, k: Tensor, v: Tensor, window: int, per
         q_p, k_p, v_p = persistent
         persistent = own(q_p), repeat(k_p), repeat(v_p)
     visible = _visible(window, 2 * window, None, q.device, window)
+    if start is not None and visible is not None:
+        starts = F.pad(start, (0, (blocks + 1) * window - T)).unflatten(1, (blocks + 1, window))[:, 1:]
+        before = torch.arange(blocks, device=q.device).view(-1, 1) * window  # first column of a block's previous one
+        visible = visible & (torch.arange(2 * window, device=q.device) >= (starts - before).flatten(0, 1)[:, None, :, None])
     out = _attend(own(q), previous_and_own(k), previous_and_own(v), visible, persistent)
     return out.unflatten(0, (B, blocks)).flatten(1, 2)[:, : T - window]

@@ -32,8 +32,10 @@ def check_arguments(
         _check_same("memory_v", memory[1], "k", k)
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
-    if start is not None and start.shape != (B,):
-        raise ValueError(f"start must be [{B}], one first valid column per row, got {list(start.shape)}")
+    if start is not None and start.shape not in ((B,), (B, T)):
+        raise ValueError(
+            f"start must be [{B}] or [{B}, {T}], one first valid column per row or query, got {list(start.shape)}"
+        )
     if persistent is not None:
         q_p, k_p, v_p = persistent
         _check_same("persistent q_p", q_p, "q", q)
@@ -90,9 +92,9 @@ def _attend_by_query(
     offset = sources[0][0].shape[1] - T
     rows = []
     for b in range(B):
-        first_valid = 0 if start is None else int(start[b])
         outputs = []
         for j in range(T):
+            first_valid = 0 if start is None else int(start[b] if start.dim() == 1 else start[b, j])
             reach = slice(max(first_valid, offset + j - window + 1), offset + j + 1)
             scores = [torch.einsum("hd,shd->hs", q[b, j], k[b, reach]) for k, _ in sources]
             values = [v[b, reach] for _, v in sources]

@@ -28,9 +28,10 @@ def rotary_angles(
     if head_dim < 1:
         raise ValueError(f"head_dim must be at least 1, got {head_dim}")
     pairs = head_dim // 2
-    exponents = torch.arange(pairs, dtype=torch.float64, device=positions.device) / max(pairs, 1)
-    angles = positions[..., None].double() * base**-exponents
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    exact = torch.device("cpu") if positions.device.type == "mps" else positions.device  # which knows no float64
+    exponents = torch.arange(pairs, dtype=torch.float64, device=exact) / max(pairs, 1)
+    angles = positions[..., None].to(exact).double() * base**-exponents
+    return angles.cos().to(dtype).to(positions.device), angles.sin().to(dtype).to(positions.device)
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

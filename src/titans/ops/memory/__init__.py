@@ -1,27 +1,40 @@
 """The memory operator: ``memory_scan`` with a plain reference and a fast engine."""
 
+from titans.ops.memory.rule import Rule, default_steps
 from titans.ops.memory.scan import (
+    ENGINES,
     Engine,
     MemoryTrace,
     check_engine,
-    default_steps,
+    initial_weights,
     memory_read,
     memory_scan,
-    memory_start,
     memory_trace,
+    read,
+    read_weights,
+    scan,
+    stored,
 )
-from titans.ops.memory.state import MemoryState, State, check_finite
+from titans.ops.memory.state import MemoryState, check_finite
+from titans.ops.memory.tokens import Gates, Tokens
 
 __all__ = [
+    "ENGINES",
     "Engine",
+    "Gates",
     "MemoryState",
     "MemoryTrace",
-    "State",
+    "Rule",
+    "Tokens",
     "check_engine",
     "check_finite",
     "default_steps",
+    "initial_weights",
     "memory_read",
     "memory_scan",
-    "memory_start",
     "memory_trace",
+    "read",
+    "read_weights",
+    "scan",
+    "stored",
 ]

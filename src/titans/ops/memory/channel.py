@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from titans.ops.memory.decay import Ending, cumulative_products
-from titans.ops.memory.rule import advance_momentum, advance_weight, retain
-from titans.ops.memory.state import Gates
+from titans.ops.memory.maps import map_kind, retain
+from titans.ops.memory.tokens import Gates
 from titans.ops.scan import parallel_scan
 
 BLOCK = 16
@@ -53,6 +53,12 @@ class ChannelDecay:
     def retained(self) -> Tensor | None:
         """P_t of the queries, [G, m, out]."""
         return None if self.keep is None else self.keep.cumprod(1)[:, -self.queries :]
+
+    def read(self, x: Tensor, weight: Tensor, momentum: Tensor | None, a: Tensor, error: Tensor, fades: bool) -> Tensor:
+        if fades:
+            return _read(x, weight, momentum, a, error, self)
+        writes = _read(x, torch.zeros_like(weight), momentum, a, error, self)
+        return map_kind(weight).apply(weight, x) + writes
 
     def ending(self) -> Ending:
         """What remains of the start and of every write when the tokens so far end."""
@@ -101,17 +107,14 @@ class _Recurrence(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(keep: Tensor, sources: Tensor) -> Tensor:
+    def forward(ctx: Any, keep: Tensor, sources: Tensor) -> Tensor:  # type: ignore[override]
         rows = keep.new_empty(*sources.shape, keep.shape[-1])
         rows[:, 0] = sources[:, 0].unsqueeze(-1)
         for t in range(1, sources.shape[1]):
             torch.mul(rows[:, t - 1], keep[:, t].unsqueeze(1), out=rows[:, t])
             rows[:, t] += sources[:, t].unsqueeze(-1)
+        ctx.save_for_backward(keep, rows)
         return rows
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0], output)
 
     @staticmethod
     @once_differentiable
@@ -135,6 +138,18 @@ class ChannelDecays:
 
     maps: tuple[ChannelDecay, ...]
 
+    @classmethod
+    def of(cls, gates: Gates) -> ChannelDecays:
+        """From the gates of a chunk's tokens so far, in the engines' layout."""
+        assert isinstance(gates.theta, tuple)
+        alphas = gates.alpha if isinstance(gates.alpha, tuple) else (None,) * len(gates.theta)
+        return cls(
+            tuple(
+                ChannelDecay(theta, None if alpha is None else 1 - alpha, gates.eta, gates.write, theta.shape[1])
+                for theta, alpha in zip(gates.theta, alphas, strict=True)
+            )
+        )
+
     def of_map(self, index: int) -> ChannelDecay:
         return self.maps[index]
 
@@ -142,19 +157,7 @@ class ChannelDecays:
         return ChannelDecays(tuple(replace(m, queries=queries) for m in self.maps))
 
 
-def channel_decays(gates: Gates) -> ChannelDecays:
-    """From the gates of a chunk's tokens so far, in the engines' layout."""
-    assert isinstance(gates.theta, tuple)
-    alphas = gates.alpha if isinstance(gates.alpha, tuple) else (None,) * len(gates.theta)
-    return ChannelDecays(
-        tuple(
-            ChannelDecay(theta, None if alpha is None else 1 - alpha, gates.eta, gates.write, theta.shape[1])
-            for theta, alpha in zip(gates.theta, alphas, strict=True)
-        )
-    )
-
-
-def channel_read(
+def _read(
     x: Tensor, weight: Tensor, momentum: Tensor | None, a: Tensor, error: Tensor, decay: ChannelDecay
 ) -> Tensor:
     """W_t x_t for the queries x [G, m, in] of one map; a [G, n, in] and error [G, n, out] of all the chunk's tokens."""
@@ -178,14 +181,14 @@ def _advance(
 ) -> tuple[Tensor, Tensor | None]:
     """(W, S) after a part of the chunk."""
     ending = part.ending()
-    new = advance_weight(ending, retain(ending.retained, weight), momentum, a, error)
-    return new, None if momentum is None else advance_momentum(ending, momentum, a, error)
+    new = ending.weight(retain(ending.retained, weight), momentum, a, error)
+    return new, None if momentum is None else ending.momentum(momentum, a, error)
 
 
 def _read_block(
     x: Tensor, weight: Tensor, momentum: Tensor | None, a: Tensor, error: Tensor, block: ChannelDecay
 ) -> Tensor:
-    """``channel_read`` for tokens that all are queries."""
+    """``_read`` for tokens that all are queries."""
     kernel, pushed = block.kernel()
     out = torch.bmm(x, weight.mT)
     out = out if block.retained is None else out * block.retained
@@ -199,7 +202,7 @@ def _read_block(
 def _read_diagonal(
     x: Tensor, weight: Tensor, momentum: Tensor | None, a: Tensor, error: Tensor, decay: ChannelDecay
 ) -> Tensor:
-    """``channel_read`` for an elementwise map [G, width]: the recurrence of math.md §2 itself, as a scan."""
+    """``_read`` for an elementwise map [G, width]: the recurrence of math.md §2 itself, as a scan."""
     pushes = -decay.theta * error * a
     if momentum is not None and decay.eta is not None:
         pushes = parallel_scan(decay.eta.unsqueeze(-1), pushes, momentum)

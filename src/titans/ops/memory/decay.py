@@ -1,17 +1,22 @@
-"""K, P and m of the dual form: what the gates alone contribute to a chunk (math.md §3).
+"""K, P and m of the dual form: what the gates alone contribute to a chunk (math.md §3), one number per head.
 
 Legend: G batch times heads, t and i token positions inside a chunk of C tokens, t the later one.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from titans.ops.memory.maps import Dense, map_kind, wide
+from titans.ops.memory.tokens import Gates
 
 
 @dataclass(frozen=True)
@@ -38,10 +43,55 @@ class Ending:
     momentum_share: Tensor | None
     steps: Tensor
 
+    def momentum(self, momentum: Tensor, a: Tensor, error: Tensor) -> Tensor:
+        """S_C of one map."""
+        assert self.carried is not None and self.momentum_share is not None
+        return map_kind(momentum).write(wide(self.carried, momentum) * momentum, a, error, self.momentum_share)
+
+    def weight(self, base: Tensor, momentum: Tensor | None, a: Tensor, error: Tensor) -> Tensor:
+        """A_C of one map: ``base``, what is left of A, and the writes; ``momentum`` is S at the chunk's start."""
+        if momentum is not None and self.pushed is not None:
+            base = torch.addcmul(base, wide(self.pushed, momentum), momentum)
+        return map_kind(base).write(base, a, error, self.share)
+
+
+class MapDecay(Protocol):
+    """The gates' part in one map of a chunk, whichever kind of gates there are."""
+
+    @property
+    def retained(self) -> Tensor | None:
+        """P_t of the queries, in a shape that multiplies [G, m, out]; None without forgetting."""
+        ...
+
+    def read(self, x: Tensor, weight: Tensor, momentum: Tensor | None, a: Tensor, error: Tensor, fades: bool) -> Tensor:
+        """W_t x_t for the queries x [G, m, in], without ever forming W_t.
+
+        Args:
+            x: of the chunk's last m tokens.
+            weight, momentum: W and S at the chunk's start.
+            a, error: of all the chunk's tokens so far.
+            fades: does forgetting act on ``weight``? On writes it always does.
+        """
+        ...
+
+    def ending(self) -> Ending:
+        """What remains of the start and of every write when the tokens so far end."""
+        ...
+
+
+class Decays(Protocol):
+    """The gates of a chunk's tokens so far, for all maps; the last ones are queries, all are writers."""
+
+    def of_map(self, index: int) -> MapDecay: ...
+
+    def last(self, queries: int) -> Decays:
+        """For the last ``queries`` tokens as readers."""
+        ...
+
 
 @dataclass(frozen=True)
 class Decay:
-    """How the weights right after token t depend on the chunk's start and on the write of token i, for every map.
+    """Gates that are numbers of a head: one decay serves every map.
 
     W_t = retained_t W_0 + pushed_t S_0 - Σ_i kernel[t, i] δ_i a_iᵀ
     S_C = carried S_0 - Σ_i momentum_kernel[i] δ_i a_iᵀ
@@ -62,22 +112,62 @@ class Decay:
     momentum_kernel: Tensor | None
     steps: Tensor
 
+    @classmethod
+    def of(cls, gates: Gates) -> Decay:
+        """From gates [..., C] of one or many chunks."""
+        theta, eta, alpha, write = gates.theta, gates.eta, gates.alpha, gates.write
+        assert isinstance(theta, Tensor) and not isinstance(alpha, tuple)
+        size = theta.shape[-1]
+        if alpha is None:
+            forget = torch.ones(size, size, dtype=theta.dtype, device=theta.device).tril()
+            retained = None
+        else:
+            forget = cumulative_products(1 - alpha)
+            retained = forget[..., :1] * (1 - alpha[..., :1]).unsqueeze(-1)
+        steps = theta.sum(-1, keepdim=True)
+        if eta is None:
+            return cls(forget * theta.unsqueeze(-2), retained, None, None, None, steps)
+        if write is not None:
+            forget = forget * write.unsqueeze(-2)
+        momentum = cumulative_products(eta)
+        decayed = momentum[..., :1] * eta[..., :1].unsqueeze(-1)
+        return cls(
+            kernel=(forget @ momentum) * theta.unsqueeze(-2),
+            retained=retained,
+            pushed=forget @ decayed,
+            carried=decayed[..., -1:, :],
+            momentum_kernel=(momentum[..., -1, :] * theta).unsqueeze(-1),
+            steps=steps,
+        )
+
+    def unbind(self) -> Sequence[Decay]:
+        """Of many chunks [G, n, ...] the decay of each."""
+        fields = [getattr(self, f.name) for f in dataclasses.fields(self)]
+        parts = [(None,) * self.kernel.shape[1] if f is None else f.unbind(1) for f in fields]
+        return [Decay(*part) for part in zip(*parts, strict=True)]
+
     def of_map(self, index: int) -> Decay:
-        """The decay of one map: the same for all."""
         return self
 
     def last(self, queries: int) -> Decay:
-        """For the last ``queries`` tokens as readers; all tokens stay writers."""
         if self.kernel.shape[-2] == queries:
             return self
-        kernel, retained, pushed = (
-            None if r is None else r[:, -queries:] for r in (self.kernel, self.retained, self.pushed)
-        )
-        assert kernel is not None
-        return replace(self, kernel=kernel, retained=retained, pushed=pushed)
+        retained, pushed = (None if r is None else r[:, -queries:] for r in (self.retained, self.pushed))
+        return replace(self, kernel=self.kernel[:, -queries:], retained=retained, pushed=pushed)
+
+    def read(self, x: Tensor, weight: Tensor, momentum: Tensor | None, a: Tensor, error: Tensor, fades: bool) -> Tensor:
+        retained = self.retained if fades else None
+        if map_kind(weight) is Dense:
+            out = torch.bmm(x if retained is None else retained * x, weight.mT)
+            if momentum is not None and self.pushed is not None:
+                out = torch.baddbmm(out, self.pushed * x, momentum.mT)
+            return torch.baddbmm(out, torch.bmm(x, a.mT) * self.kernel, error, alpha=-1)
+        now = weight.unsqueeze(-2) if retained is None else retained * weight.unsqueeze(-2)
+        if momentum is not None and self.pushed is not None:
+            now = now + self.pushed * momentum.unsqueeze(-2)
+        return (now - torch.bmm(self.kernel, error * a)) * x
 
     def ending(self) -> Ending:
-        """What remains when the chunk closes."""
         retained, pushed = (None if r is None else r[:, -1] for r in (self.retained, self.pushed))
         carried = None if self.carried is None else self.carried[:, 0]
         return Ending(self.kernel[:, -1].unsqueeze(-1), retained, pushed, carried, self.momentum_kernel, self.steps)
@@ -91,14 +181,12 @@ class _CumulativeProducts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(gates: Tensor) -> Tensor:
+    def forward(ctx: Any, gates: Tensor) -> Tensor:  # type: ignore[override]
         size = gates.shape[-1]
         below = torch.ones(size, size, dtype=torch.bool, device=gates.device).tril(-1)
-        return torch.where(below, gates.unsqueeze(-1), 1).cumprod(-2).tril()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(output)
+        products = torch.where(below, gates.unsqueeze(-1), 1).cumprod(-2).tril()
+        ctx.save_for_backward(products)
+        return products
 
     @staticmethod
     @once_differentiable
@@ -115,33 +203,3 @@ def cumulative_products(gates: Tensor) -> Tensor:
     gives NaN there, and a quotient of cumulative products underflows.
     """
     return _CumulativeProducts.apply(gates)  # type: ignore[return-value]
-
-
-def chunk_decay(theta: Tensor, eta: Tensor | None, alpha: Tensor | None, write: Tensor | None) -> Decay:
-    """Decay factors of one or many chunks.
-
-    Args:
-        theta, eta, alpha: gates [..., C]; eta or alpha None switches that term off.
-        write: [..., C], 0 where the weights stay untouched; None: every token writes.
-    """
-    size = theta.shape[-1]
-    if alpha is None:
-        forget = torch.ones(size, size, dtype=theta.dtype, device=theta.device).tril()
-        retained = None
-    else:
-        forget = cumulative_products(1 - alpha)
-        retained = forget[..., :1] * (1 - alpha[..., :1]).unsqueeze(-1)
-    if eta is None:
-        return Decay(forget * theta.unsqueeze(-2), retained, None, None, None, theta.sum(-1, keepdim=True))
-    if write is not None:
-        forget = forget * write.unsqueeze(-2)
-    momentum = cumulative_products(eta)
-    decayed = momentum[..., :1] * eta[..., :1].unsqueeze(-1)
-    return Decay(
-        kernel=(forget @ momentum) * theta.unsqueeze(-2),
-        retained=retained,
-        pushed=forget @ decayed,
-        carried=decayed[..., -1:, :],
-        momentum_kernel=(momentum[..., -1, :] * theta).unsqueeze(-1),
-        steps=theta.sum(-1, keepdim=True),
-    )

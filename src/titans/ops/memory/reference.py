@@ -11,49 +11,48 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from titans.ops.memory.rule import Rule, map_kind, where_rows
-from titans.ops.memory.state import Gates, MemoryState, OpenChunk
-from titans.ops.ragged import columns
+from titans.ops.memory.chunked import Scanned
+from titans.ops.memory.maps import map_kind, where_rows
+from titans.ops.memory.rule import Maps, RowRule
+from titans.ops.memory.state import MemoryState, OpenChunk
+from titans.ops.memory.tokens import Gates, Tokens
+from titans.ops.rows import Rows, columns
+from titans.state import counts
 
-Maps = tuple[Tensor, ...]
 
-
-def reference_scan(
-    rule: Rule,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    delta: Tensor | None,
-    gates: Gates,
-    state: MemoryState,
-    lengths: Sequence[int] | None = None,
-) -> tuple[Tensor, MemoryState]:
+def reference_scan(rule: RowRule, tokens: Tokens, state: MemoryState, rows: Rows) -> Scanned:
     """Same arguments and results as ``chunked_scan``."""
-    size, tokens = state.chunk_size, q.shape[1]
-    counts = list(lengths) if lengths is not None else [tokens] * q.shape[0]
-    phases = list(state.phases)
-    start = _Now(state.weights, rule.use(state.weights), state.momentum, _no_steps(state.weights))
-    now = _replay(rule, state, start)
+    size, groups = state.chunk_size, tokens.q.shape[0] // len(rows.seen)
+    each = [documents for documents in map(rows.documents, range(len(rows.seen))) for _ in range(groups)]
+    lengths = [n for n in rows.counts for _ in range(groups)]
+    begins = [{d.start for d in documents[1:]} for documents in each]
+    phases = [d[0].seen % size for d in each]
+    state = state.begun([d[0].seen for d in each])
+    new = start = _Now(state.weights, rule.use(state.weights), state.momentum, _no_steps(state.weights))
+    fresh = _Now(rule.initial, rule.use(rule.initial), tuple(map(torch.zeros_like, state.momentum)), start.steps)
+    now = _replay(rule, state, start, [p if n else 0 for p, n in zip(phases, state.count, strict=True)])
     factors: list[tuple[Maps, Maps]] = []
     outputs = []
-    for t in range(tokens):
-        column = slice(t, t + 1)
-        real = torch.tensor([t < n for n in counts], device=q.device)
-        threshold = None if delta is None else delta[:, column]
-        inputs, errors, gradients = _gradients(rule, start.shown, k[:, column], v[:, column], threshold)
+    for t in range(rows.tokens):
+        anew = torch.tensor([t in b for b in begins], device=tokens.q.device)
+        start, now = fresh.where(anew, start), fresh.where(anew, now)
+        phases = [0 if t in b else p for p, b in zip(phases, begins, strict=True)]
+        token = tokens.each(lambda x, t=t: x[:, t : t + 1])
+        real = torch.tensor([t < n for n in lengths], device=tokens.q.device)
+        inputs, errors, gradients = _gradients(rule, start.shown, token)
         factors.append((inputs, errors))
-        written = _write(rule, start, now, gradients, gates.map(lambda g, t=t: g[:, t]))
-        now = written.where(real, now)
+        new = _write(rule, start, now, gradients, token.gates.each(lambda g: g[:, 0]))
+        now = new.where(real, now)
 
-        phases = [p + (t < n) for p, n in zip(phases, counts, strict=True)]
-        closing = torch.tensor([p == size for p in phases], device=q.device)
+        phases = [p + (t < n) for p, n in zip(phases, lengths, strict=True)]
+        closing = torch.tensor([p == size for p in phases], device=tokens.q.device)
         now = _close(rule, now).where(closing, now)
-        outputs.append(rule.value(q[:, column], rule.applied(now.shown)))
+        outputs.append(rule.value(token.q, rule.applied(now.shown)))
         start = now.where(closing, start)
         phases = [p % size for p in phases]
-    chunk = _open_chunk(state, factors, gates, counts, phases)
-    count = tuple(c + n for c, n in zip(state.count, counts, strict=True))
-    return torch.cat(outputs, 1), MemoryState(start.weights, start.momentum, chunk, count, size)
+    chunk = _open_chunk(state.chunk, factors, tokens.gates, lengths, phases)
+    read = counts([n for n in rows.after for _ in range(groups)])
+    return Scanned(torch.cat(outputs, 1), MemoryState(start.weights, start.momentum, chunk, read, size))
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def _no_steps(weights: Maps) -> Maps:
     return tuple(torch.zeros_like(w[..., :1] if w.dim() == 3 else w) for w in weights)
 
 
-def _gradients(rule: Rule, weights: Maps, k: Tensor, v: Tensor, delta: Tensor | None) -> tuple[Maps, Maps, Maps]:
+def _gradients(rule: RowRule, weights: Maps, token: Tokens) -> tuple[Maps, Maps, Maps]:
     """Per map: its input, the error at its output, and the gradient with respect to its weights, all by autograd."""
     outside = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -89,13 +88,13 @@ def _gradients(rule: Rule, weights: Maps, k: Tensor, v: Tensor, delta: Tensor | 
             outputs.append(map_kind(weights[i]).apply(weights[i], x))
             return outputs[-1]
 
-        prediction = rule.value(k, apply)
-        cotangent = rule.miras.bias.error(prediction - v, delta)
+        prediction = rule.value(token.k, apply)
+        cotangent = rule.miras.bias.error(prediction - token.v, token.delta)
         found = torch.autograd.grad(prediction, (*outputs, *weights), cotangent, create_graph=True)
     return tuple(inputs), found[: len(outputs)], found[len(outputs) :]
 
 
-def _write(rule: Rule, start: _Now, now: _Now, gradients: Maps, gate: Gates) -> _Now:
+def _write(rule: RowRule, start: _Now, now: _Now, gradients: Maps, gate: Gates) -> _Now:
     """One token of S_t = η_t S_{t-1} - θ_t g_t, A_t = (1 - α_t) A_{t-1} + S_t, and of what a read in the chunk sees."""
     retention, algorithm = rule.miras.retention, rule.miras.algorithm
     weights, shown, momentum, steps = [], [], [], []
@@ -108,16 +107,12 @@ def _write(rule: Rule, start: _Now, now: _Now, gradients: Maps, gate: Gates) -> 
         push = torch.zeros_like(surprise) if algorithm.per_chunk else surprise
         if gate.write is not None:
             push = _of_map(gate.write, i, g) * push
-        pulls = retention.pulls and rule.anchors is not None
-        weights.append(keep * w + push + ((1 - keep) * rule.anchors[i] if pulls and rule.anchors else 0))
-        if retention.inside == "hidden":
-            shown.append(start.shown[i])
-        elif retention.inside == "scaled" and rule.anchors is not None:
-            shown.append(weights[i] * retention.factor(start.weights[i], rule.anchors[i]))
-        elif pulls:
-            shown.append(start.shown[i] + keep * (now.shown[i] - start.shown[i]) + push)
-        else:
-            shown.append(keep * now.shown[i] + push)
+        pull = (1 - keep) * rule.anchors[i] if retention.decays_to_initial and rule.anchors is not None else 0
+        weights.append(keep * w + push + pull)
+        view = rule.view(i, start.weights)
+        lasting = torch.zeros_like(w) if view.fades else start.shown[i]
+        written = view.shown(push) if view.writes else 0
+        shown.append(lasting + keep * (now.shown[i] - lasting) + written)
         steps.append(now.steps[i] + theta)
     return _Now(tuple(weights), tuple(shown), tuple(momentum), tuple(steps))
 
@@ -130,7 +125,7 @@ def _of_map(gate: Tensor | tuple[Tensor, ...] | None, i: int, weight: Tensor) ->
     return found.unsqueeze(-1) if weight.dim() == 3 else found
 
 
-def _close(rule: Rule, now: _Now) -> _Now:
+def _close(rule: RowRule, now: _Now) -> _Now:
     """The chunk's end."""
     weights = now.weights
     if rule.miras.algorithm.per_chunk:
@@ -142,36 +137,27 @@ def _close(rule: Rule, now: _Now) -> _Now:
     return _Now(closed, used, now.momentum, _no_steps(weights))
 
 
-def _replay(rule: Rule, state: MemoryState, start: _Now) -> _Now:
+def _replay(rule: RowRule, state: MemoryState, start: _Now, phases: Sequence[int]) -> _Now:
     """Right after the last token seen, from the open chunk's start."""
-    if state.chunk is None:
-        return start
     now, width = start, state.chunk.width
     for t in range(width):
-        real = torch.tensor([t >= width - p for p in state.phases], device=start.weights[0].device)
-        gradients = tuple(
-            e[:, t, :, None] * a[:, t, None, :] if w.dim() == 3 else e[:, t] * a[:, t]
-            for w, a, e in zip(start.weights, state.chunk.inputs, state.chunk.errors, strict=True)
-        )
-        written = _write(rule, start, now, gradients, state.chunk.gates.map(lambda g, t=t: g[:, t]))
+        real = torch.tensor([t >= width - p for p in phases], device=start.weights[0].device)
+        factors = zip(start.weights, state.chunk.inputs, state.chunk.errors, strict=True)
+        gradients = tuple(map_kind(w).gradient(a[:, t], e[:, t]) for w, a, e in factors)
+        written = _write(rule, start, now, gradients, state.chunk.gates.each(lambda g, t=t: g[:, t]))
         now = written.where(real, now)
     return now
 
 
 def _open_chunk(
-    state: MemoryState, factors: list[tuple[Maps, Maps]], gates: Gates, counts: list[int], phases: list[int]
-) -> OpenChunk | None:
+    old: OpenChunk, factors: list[tuple[Maps, Maps]], gates: Gates, lengths: list[int], phases: list[int]
+) -> OpenChunk:
     """The last tokens of every row, right-aligned to the longest open chunk."""
-    if not (width := max(phases)):
-        return None
-    old = state.chunk
-    stored = 0 if old is None else old.width
-    starts = [stored + n - width for n in counts]
-
-    maps = range(len(factors[0][0]))
-    found = [[torch.cat([f[side][i] for f in factors], 1) for i in maps] for side in (0, 1)]
-    if old is not None:
-        found = [[torch.cat(pair, 1) for pair in zip(p, n)] for p, n in zip((old.inputs, old.errors), found)]
-        gates = old.gates.then(gates)
-    inputs, errors = (tuple(columns(x, starts, width) for x in side) for side in found)
-    return OpenChunk(inputs, errors, gates.map(lambda g: columns(g, starts, width))).only(phases)
+    width, stored = max(phases), old.width
+    starts = [stored + n - width for n in lengths]
+    inputs, errors = (
+        tuple(columns(torch.cat([kept[i], *(f[side][i] for f in factors)], 1), starts, width) for i in range(len(kept)))
+        for side, kept in enumerate((old.inputs, old.errors))
+    )
+    joined = old.gates.then(gates) if stored else gates.storable()
+    return OpenChunk(inputs, errors, joined.each(lambda g: columns(g, starts, width))).only(phases, width)

@@ -1,31 +1,42 @@
-"""``memory_scan``: the memory as one pure function, whichever engine computes it.
+"""The memory as pure functions, whichever engine computes them: checks, and the layout that engines work in.
 
-Legend: B batch, T tokens, H heads, D head width; inside, G = B·H rows.
+An engine is a function ``(rule, tokens, state, rows) -> Scanned`` in the layout [G, T, ...], G = B·H rows. A new one
+takes its place in ``ENGINES``; the tests then run it against the reference by themselves.
+
+Legend: B batch, T tokens, H heads, D head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from titans.miras import MirasConfig
-from titans.ops.memory.chunked import Trace, chunked_scan, read_open
+from titans.ops.memory.chunked import Scanned, chunked_scan, empty_chunk, read_open
+from titans.ops.memory.maps import where_rows
 from titans.ops.memory.reference import reference_scan
-from titans.ops.memory.rule import Rule, where_rows
-from titans.ops.memory.state import Gate, Gates, MemoryState
-from titans.ops.ragged import compact, restore, take
+from titans.ops.memory.rule import Rule
+from titans.ops.memory.state import MemoryState
+from titans.ops.memory.tokens import Gate, Gates, Tokens
+from titans.ops.rows import Packing, Rows
+from titans.state import counts
 
 Engine = Literal["chunked", "compiled", "reference"]
-Norm = tuple[Tensor, Tensor]
+ENGINES: dict[str, Callable[..., Scanned]] = {
+    "chunked": chunked_scan,
+    "compiled": partial(chunked_scan, compiled=True),
+    "reference": reference_scan,
+}
 
 
 @dataclass(frozen=True)
 class MemoryTrace:
-    """What the memory felt, per token and head, each [B, T, H].
+    """What reading did to a memory, per token and head, each [B, T, H].
 
     Attributes:
         surprise: ‖g_t‖, the norm of the gradient over all maps.
@@ -57,10 +68,9 @@ def memory_scan(
     engine: Engine = "chunked",
     mask: Tensor | None = None,
     store_mask: Tensor | None = None,
-    norm: Norm | None = None,
+    norm: tuple[Tensor, Tensor] | None = None,
     delta: Tensor | None = None,
     steps: tuple[Tensor, ...] | None = None,
-    lengths: Sequence[int] | None = None,
 ) -> tuple[Tensor, MemoryState]:
     """Write every token into the memory, read it right after (math.md §2).
 
@@ -81,7 +91,6 @@ def memory_scan(
         delta: learned Huber threshold > 0, [B, T, H] or [B, T, H, D]; for ``Huber(delta="learned")`` alone.
         steps: for muon, per map [H] > 0: a closing chunk writes ``steps`` times its mean θ times the orthogonalised
             momentum. Default: a tenth of ‖A_0‖_F / √min(out, in), for θ between 0 and 1.
-        lengths: instead of ``mask``, the number of real tokens per row of a right-padded batch.
 
     Returns:
         y [B, T, H, D] in q's dtype, and the state. The scan itself runs in float32 at least.
@@ -92,53 +101,62 @@ def memory_scan(
     Source: Titans (2501.00663) Eqs. 8-16; MIRAS (2504.13173) §3-5.
     """
     check_engine(engine)
-    return _scan(
-        q, k, v, Gates(theta, eta, alpha, None), weights, miras or MirasConfig.steady(), chunk_size, state, engine,
-        mask, store_mask, norm, delta, steps, lengths,
-    )  # fmt: skip
+    rule = Rule(miras or MirasConfig.steady(), weights, chunk_size, norm, steps)
+    tokens = Tokens(q, k, v, Gates(theta, eta, alpha, None), delta)
+    _check(rule, tokens)
+    tokens = stored(tokens, _check_mask("store_mask", store_mask, q))
+    packing = None
+    if _check_mask("mask", mask, q) is not None and mask is not None and not bool(mask.all()):
+        packing = Packing.of(mask)
+        tokens = tokens.each(packing.pack)
+    seen = (0,) * q.shape[0] if state is None else _check_state(state, rule, tokens)
+    rows = Rows(seen, packing.counts, q.shape[1]) if packing is not None else Rows.whole(seen, q.shape[1])
+    y, after, _ = scan(rule, tokens, state, rows, ENGINES[engine])
+    return y if packing is None else packing.unpack(y), after
 
 
-def check_engine(engine: str) -> None:
-    """Raise a ValueError unless ``engine`` is one."""
-    if engine not in get_args(Engine):
-        raise ValueError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}")
+def scan(
+    rule: Rule, tokens: Tokens, state: MemoryState | None, rows: Rows, engine: Callable[..., Scanned] = chunked_scan
+) -> tuple[Tensor, MemoryState, MemoryTrace | None]:
+    """`memory_scan` for tokens of a right-padded batch in the public layout; what layers call.
+
+    Returns:
+        y [B, T, H, D], the state, and the trace if ``engine`` gives one.
+    """
+    batch, _, heads, _ = tokens.q.shape
+    dtype = torch.promote_types(tokens.q.dtype, torch.float32)
+    with torch.autocast(tokens.q.device.type, enabled=False):
+        flat = tokens.each(lambda x: x.to(dtype).transpose(1, 2).flatten(0, 1))
+        if flat.delta is not None and flat.delta.dim() == 2:
+            flat = replace(flat, delta=flat.delta.unsqueeze(-1))
+        begun = memory_start(rule, state, rows.seen, dtype, flat.gates)
+        found = engine(rule.expand(batch, dtype), flat, begun, rows)
+
+    def back(x: Tensor) -> Tensor:
+        return x.unflatten(0, (batch, heads))
+
+    end = found.state.each(back, counts(rows.after))
+    trace = None
+    if found.trace is not None:
+        shown = (back(x).transpose(1, 2) for x in (found.trace.surprise, found.trace.loss, found.trace.after))
+        theta, alpha = (None if g is None else _mean(g) for g in (tokens.gates.theta, tokens.gates.alpha))
+        assert theta is not None
+        trace = MemoryTrace(*shown, theta, tokens.gates.eta, alpha)
+    return back(found.y).transpose(1, 2).to(tokens.q.dtype), end, trace
 
 
-def memory_trace(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    theta: Gate,
-    eta: Tensor | None,
-    alpha: Gate | None,
-    *,
-    weights: tuple[Tensor, ...],
-    miras: MirasConfig,
-    chunk_size: int,
-    state: MemoryState | None = None,
-    norm: Norm | None = None,
-    delta: Tensor | None = None,
-    steps: tuple[Tensor, ...] | None = None,
-) -> MemoryTrace:
-    """The surprise and inner loss of every token; arguments as ``memory_scan``."""
-    traces: list[Trace] = []
-    gates = Gates(theta, eta, alpha, None)
-    if state is not None and len(set(state.phases)) > 1:
-        raise ValueError(f"a trace needs all rows at the same place of their chunk, got counts {state.count}")
-    _scan(
-        q, k, v, gates, weights, miras, chunk_size, state, "chunked", None, None, norm, delta, steps, None, traces
-    )  # fmt: skip
-    batch, heads = q.shape[0], q.shape[2]
-    surprise, loss, after = (
-        torch.cat([getattr(t, name) for t in traces], 1).unflatten(0, (batch, heads)).transpose(1, 2)
-        for name in ("surprise", "loss", "after")
-    )
-    return MemoryTrace(surprise, loss, after, _mean(theta), eta, None if alpha is None else _mean(alpha))
+def stored(tokens: Tokens, store_mask: Tensor | None) -> Tokens:
+    """The same tokens, those with a False in ``store_mask`` [B, T] read but not written."""
+    if store_mask is None:
+        return tokens
+    return replace(tokens, gates=tokens.gates.where(store_mask.unsqueeze(-1)))
 
 
-def _mean(gate: Gate) -> Tensor:
-    """[B, T, H] of channel gates: the mean over all channels of all maps."""
-    return torch.cat(gate, -1).mean(-1) if isinstance(gate, tuple) else gate
+def memory_trace(rule: Rule, tokens: Tokens, state: MemoryState | None, rows: Rows) -> MemoryTrace:
+    """The surprise and inner loss of every token; arguments as `scan`."""
+    trace = scan(rule, tokens, state, rows, partial(chunked_scan, traced=True))[2]
+    assert trace is not None
+    return trace
 
 
 def memory_read(
@@ -147,185 +165,108 @@ def memory_read(
     weights: tuple[Tensor, ...],
     miras: MirasConfig,
     state: MemoryState | None = None,
-    norm: Norm | None = None,
+    norm: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Read q [B, T, H, D] from the memory as it stands after the last token of ``state``; nothing is written."""
-    batch, _, heads, width = q.shape
-    _check_weights(weights, miras, heads, width)
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    with torch.autocast(q.device.type, enabled=False):
-        rule = _bind(weights, miras, norm, None, 1, batch, dtype)
-        start = _start(
-            weights, dtype, state, batch, heads, state.chunk_size if state else 1, bool(state and state.momentum)
-        )
-        read = read_open(rule, _rows(q, dtype), start)
-    return read.unflatten(0, (batch, heads)).transpose(1, 2).to(q.dtype)
+    rule = Rule(miras, weights, 1 if state is None else state.chunk_size, norm)
+    rule.check(*q.shape[2:])
+    return read(rule, q, state)
+
+
+def read(rule: Rule, q: Tensor, state: MemoryState | None) -> Tensor:
+    """`memory_read` under a bound rule."""
+    if state is None:
+        return read_weights(rule, q, initial_weights(rule, q.shape[0], q.dtype))
+    with _flat(q) as (flat, back):
+        begun = memory_start(rule, state, state.count, flat.dtype)
+        return back(read_open(rule.expand(q.shape[0], flat.dtype), flat, begun))
+
+
+def read_weights(rule: Rule, q: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+    """Read q [B, T, H, D] from accumulated weights A at a chunk's start, [B, H, out, in] per map."""
+    with _flat(q) as (flat, back):
+        rows = rule.expand(q.shape[0], flat.dtype)
+        used = rows.use(tuple(w.to(flat.dtype).flatten(0, 1) for w in weights))
+        return back(rows.value(flat, rows.applied(used)))
+
+
+class _flat:
+    """A query in the engines' layout, autocast off, and the way back."""
+
+    def __init__(self, q: Tensor):
+        self.q, self.autocast = q, torch.autocast(q.device.type, enabled=False)
+
+    def __enter__(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        q, (batch, _, heads, _) = self.q, self.q.shape
+        self.autocast.__enter__()
+        flat = q.to(torch.promote_types(q.dtype, torch.float32)).transpose(1, 2).flatten(0, 1)
+        return flat, lambda y: y.unflatten(0, (batch, heads)).transpose(1, 2).to(q.dtype)
+
+    def __exit__(self, *exception: object) -> None:
+        self.autocast.__exit__(*exception)
+
+
+def initial_weights(rule: Rule, batch: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """A_0 for every sample, [B, H, out, in] per map, in float32 at least."""
+    dtype = torch.promote_types(dtype, torch.float32)
+    return tuple(w.to(dtype).expand(batch, *w.shape) for w in rule.initial)
 
 
 def memory_start(
-    batch: int,
-    *,
-    weights: tuple[Tensor, ...],
-    miras: MirasConfig,
-    chunk_size: int,
-    state: MemoryState | None = None,
-    dtype: torch.dtype = torch.float32,
+    rule: Rule, state: MemoryState | None, seen: tuple[int, ...], dtype: torch.dtype, gates: Gates | None = None
 ) -> MemoryState:
-    """``state`` with nothing left implicit: A_0 and S = 0 stand in it for the rows that begin a stream."""
-    heads, momentum = weights[0].shape[0], miras.algorithm.momentum
-    dtype = torch.promote_types(dtype, torch.float32)
-    flat = _start(weights, dtype, state, batch, heads, chunk_size, momentum)
-    return replace(flat.map(lambda x: x.unflatten(0, (batch, heads))), count=flat.count[::heads])
+    """The state to go on from in the engines' layout, with A_0 and S = 0 filled in for fresh rows.
 
-
-def _scan(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gates: Gates,
-    weights: tuple[Tensor, ...],
-    miras: MirasConfig,
-    chunk_size: int,
-    state: MemoryState | None,
-    engine: Engine,
-    mask: Tensor | None,
-    store_mask: Tensor | None,
-    norm: Norm | None,
-    delta: Tensor | None,
-    steps: tuple[Tensor, ...] | None,
-    lengths: Sequence[int] | None,
-    traces: list[Trace] | None = None,
-) -> tuple[Tensor, MemoryState]:
-    _check(q, k, v, gates, delta, miras, chunk_size, mask, store_mask, lengths)
-    batch, tokens, heads, width = q.shape
-    _check_weights(weights, miras, heads, width)
-    _check_steps(steps, miras, heads, len(weights))
-    if state is not None:
-        _check_state(state, weights, batch, chunk_size, gates.eta is not None)
-    order = None
-    if mask is not None and not bool(mask.all()):
-        order, lengths = compact(mask)
-        q, k, v = (take(x, order) for x in (q, k, v))
-        delta = None if delta is None else take(delta, order)
-        gates = gates.map(lambda g: take(g, order))
-        store_mask = None if store_mask is None else take(store_mask, order)
-    if lengths is not None and all(n == tokens for n in lengths):
-        lengths = None
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    with torch.autocast(q.device.type, enabled=False):
-        rule = _bind(weights, miras, norm, steps, chunk_size, batch, dtype)
-        start = _start(weights, dtype, state, batch, heads, chunk_size, gates.eta is not None)
-        flat = gates.map(lambda g: _rows(g, dtype))
-        if store_mask is not None:
-            flat = flat.where(store_mask.repeat_interleave(heads, 0))
-        repeated = None if lengths is None else tuple(n for n in lengths for _ in range(heads))
-        threshold = None
-        if delta is not None:
-            threshold = _rows(delta if delta.dim() == 4 else delta.unsqueeze(-1), dtype)
-        queries, keys, values = (_rows(x, dtype) for x in (q, k, v))
-        if engine == "reference":
-            y, end = reference_scan(rule, queries, keys, values, threshold, flat, start, repeated)
-        else:
-            compiled = engine == "compiled"
-            y, end = chunked_scan(rule, queries, keys, values, threshold, flat, start, repeated, traces, compiled)
-    y = y.unflatten(0, (batch, heads)).transpose(1, 2).to(q.dtype)
-    if order is not None and mask is not None:
-        y = restore(y, order, mask)
-    end = end.map(lambda x: x.unflatten(0, (batch, heads)))
-    return y, replace(end, count=end.count[::heads])
-
-
-def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B, T, H, ...] -> [B·H, T, ...]."""
-    return x.to(dtype).transpose(1, 2).flatten(0, 1)
-
-
-def _bind(
-    weights: tuple[Tensor, ...],
-    miras: MirasConfig,
-    norm: Norm | None,
-    steps: tuple[Tensor, ...] | None,
-    chunk_size: int,
-    batch: int,
-    dtype: torch.dtype,
-) -> Rule:
-    """The rule with its slow parameters expanded to every sample."""
-    anchors = gain = bias = learned = None
-    if not miras.retention.identity:
-        anchors = tuple(_expand(miras.retention.anchor(w.to(dtype)), batch) for w in weights)
-    if miras.architecture.residual_norm:
-        if norm is None:
-            # The last map's outputs are the memory's.
-            heads, width = weights[-1].shape[:2]
-            norm = weights[0].new_ones(heads, width), weights[0].new_zeros(heads, width)
-        gain, bias = (_expand(x.to(dtype), batch).unsqueeze(1) for x in norm)
-    if miras.algorithm.per_chunk:
-        # The engines sum θ over a chunk; the mean is that over C.
-        learned = tuple(_expand(s.to(dtype) / chunk_size, batch).unsqueeze(-1) for s in steps or default_steps(weights))
-    return Rule(miras, anchors, gain, bias, learned)
-
-
-def default_steps(weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Starting steps of muon per map and head: a tenth of ‖A_0‖_F / √min(out, in), [H] each."""
-    norms = (torch.linalg.vector_norm(w.flatten(1), dim=1) for w in weights)
-    return tuple(0.1 * n / min(w.shape[1:]) ** 0.5 for n, w in zip(norms, weights, strict=True))
-
-
-def _expand(x: Tensor, batch: int) -> Tensor:
-    """[H, ...] -> [B·H, ...]."""
-    return x.expand(batch, *x.shape).flatten(0, 1)
-
-
-def _start(
-    weights: tuple[Tensor, ...],
-    dtype: torch.dtype,
-    state: MemoryState | None,
-    batch: int,
-    heads: int,
-    chunk_size: int,
-    momentum: bool,
-) -> MemoryState:
-    """The state to go on from in the engines' layout, with A_0 = ``weights`` and S = 0 filled in for fresh rows."""
-    count = (0,) * (batch * heads) if state is None else tuple(n for n in state.count for _ in range(heads))
-    if state is not None and not any(state.phases):
-        state = replace(state, chunk=None)  # rows picked from a ragged batch bring along its empty columns
-    flat = None if state is None else replace(state.map(lambda x: x.to(dtype).flatten(0, 1)), count=count)
-    if flat is not None and 0 not in count:
+    Args:
+        rule, state: the bound rule, and what an earlier call returned.
+        seen: tokens read before, per sample.
+        dtype: to work in.
+        gates: those of the call, in the engines' layout: what a new state's empty chunk has. Without a state only.
+    """
+    known = seen if state is None else [n and s for n, s in zip(state.count, seen, strict=True)]
+    read = counts([n for n in known for _ in range(rule.heads)])
+    flat = None if state is None else state.each(lambda x: x.to(dtype).flatten(0, 1), read)
+    if flat is not None and 0 not in known:
         return flat
-    initial = tuple(_expand(w.to(dtype), batch) for w in weights)
-    zeros = tuple(torch.zeros_like(w) for w in initial) if momentum else ()
-    if flat is None or not any(count):
-        return MemoryState(initial, zeros, None, count, chunk_size)
-    fresh = torch.tensor([n == 0 for n in count], device=initial[0].device)
-    return replace(
-        flat, weights=where_rows(fresh, initial, flat.weights), momentum=where_rows(fresh, zeros, flat.momentum)
-    )
+    initial = tuple(w.flatten(0, 1) for w in initial_weights(rule, len(seen), dtype))
+    zeros = tuple(map(torch.zeros_like, initial))
+    if flat is None:
+        assert gates is not None
+        chunk = empty_chunk(initial, gates.each(lambda g: g[:, :0]).storable())
+        return MemoryState(initial, zeros if gates.eta is not None else (), chunk, read, rule.chunk_size)
+    fresh = (read == 0).to(initial[0].device)
+    momentum = where_rows(fresh, zeros, flat.momentum) if flat.momentum else ()
+    return replace(flat, weights=where_rows(fresh, initial, flat.weights), momentum=momentum)
 
 
-def _check(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gates: Gates,
-    delta: Tensor | None,
-    miras: MirasConfig,
-    chunk_size: int,
-    mask: Tensor | None,
-    store_mask: Tensor | None,
-    lengths: Sequence[int] | None,
-) -> None:
+def _mean(gate: Gate) -> Tensor:
+    """[B, T, H] of channel gates: the mean over all channels of all maps."""
+    return torch.cat(gate, -1).mean(-1) if isinstance(gate, tuple) else gate
+
+
+def check_engine(engine: str) -> None:
+    """Raise a ValueError unless ``engine`` is one."""
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}")
+
+
+def _check(rule: Rule, tokens: Tokens) -> None:
+    q, gates, miras = tokens.q, tokens.gates, rule.miras
     if q.dim() != 4 or 0 in q.shape:
         raise ValueError(f"q must be a non-empty [B, T, H, D], got {list(q.shape)}")
-    for name, x in (("k", k), ("v", v)):
+    for name, x in (("k", tokens.k), ("v", tokens.v)):
         if x.shape != q.shape:
             raise ValueError(f"{name} must have q's shape {list(q.shape)}, got {list(x.shape)}")
-    for name, x in (("theta", gates.theta), ("eta", gates.eta), ("alpha", gates.alpha)):
-        if x is not None or name == "theta":
-            _check_gate(name, x, q, miras)  # type: ignore[arg-type]
+    rule.check(*q.shape[2:])
+    _check_gate("theta", gates.theta, q, miras)
+    for name, gate in (("eta", gates.eta), ("alpha", gates.alpha)):
+        if gate is not None:
+            _check_gate(name, gate, q, miras)
     if gates.eta is not None and not miras.algorithm.momentum:
         raise ValueError(f"eta must be None with algorithm {miras.algorithm.name!r}, which has no momentum")
     if gates.eta is None and miras.algorithm.per_chunk:
         raise ValueError(f"eta must be given with algorithm {miras.algorithm.name!r}, which writes its momentum")
+    delta = tokens.delta
     if (delta is not None) != miras.bias.learned_delta:
         raise ValueError(
             f"delta must {'be given' if delta is None else 'be None'} with bias {miras.bias!r}, whose threshold is "
@@ -335,15 +276,6 @@ def _check(
         raise ValueError(f"delta must be a tensor, got {type(delta).__name__}")
     if delta is not None and delta.shape not in (q.shape[:3], q.shape):
         raise ValueError(f"delta must be {list(q.shape[:3])} or {list(q.shape)}, got {list(delta.shape)}")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-    for name, x in (("mask", mask), ("store_mask", store_mask)):
-        if x is not None and (x.dtype != torch.bool or x.shape != q.shape[:2]):
-            raise ValueError(f"{name} must be bool [B, T] = {list(q.shape[:2])}, got {x.dtype} {list(x.shape)}")
-    if lengths is not None and (
-        mask is not None or len(lengths) != q.shape[0] or not all(0 <= n <= q.shape[1] for n in lengths)
-    ):
-        raise ValueError(f"lengths must give 0..T tokens for each of {q.shape[0]} rows, without a mask, got {lengths}")
 
 
 def _check_gate(name: str, gate: Gate, q: Tensor, miras: MirasConfig) -> None:
@@ -361,33 +293,25 @@ def _check_gate(name: str, gate: Gate, q: Tensor, miras: MirasConfig) -> None:
         raise ValueError(f"{name} must be one [B, T, H, out] per map = {wanted} with gates = 'channel', got {found}")
 
 
-def _check_steps(steps: tuple[Tensor, ...] | None, miras: MirasConfig, heads: int, maps: int) -> None:
-    if steps is None:
-        return
-    if not miras.algorithm.per_chunk:
-        raise ValueError(f"steps must be None with algorithm {miras.algorithm.name!r}: they belong to muon")
-    if not isinstance(steps, tuple):
-        raise ValueError(f"steps must be a tuple of tensors, got {type(steps).__name__}")
-    if (found := [list(s.shape) for s in steps]) != [[heads]] * maps:
-        raise ValueError(f"steps must be one [H] = [{heads}] for each of {maps} maps, got {found}")
+def _check_mask(name: str, mask: Tensor | None, q: Tensor) -> Tensor | None:
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != q.shape[:2]):
+        raise ValueError(f"{name} must be bool [B, T] = {list(q.shape[:2])}, got {mask.dtype} {list(mask.shape)}")
+    return mask
 
 
-def _check_weights(weights: tuple[Tensor, ...], miras: MirasConfig, heads: int, width: int) -> None:
-    wanted = [[heads, *shape] for shape in miras.architecture.shapes(width)]
-    found = [list(w.shape) for w in weights]
-    if found != wanted:
-        raise ValueError(f"weights must have shapes {wanted} for {miras.architecture!r}, got {found}")
-
-
-def _check_state(state: MemoryState, weights: tuple[Tensor, ...], batch: int, chunk_size: int, momentum: bool) -> None:
+def _check_state(state: MemoryState, rule: Rule, tokens: Tokens) -> tuple[int, ...]:
+    """The tokens that its rows have seen, once it fits."""
     if not isinstance(state, MemoryState):
         raise ValueError(f"state must be a MemoryState, got {type(state).__name__}")
-    if state.chunk_size != chunk_size:
-        raise ValueError(f"state was made with chunk_size {state.chunk_size}, this memory has {chunk_size}")
-    wanted = [[batch, *w.shape] for w in weights]
+    if state.chunk_size != rule.chunk_size:
+        raise ValueError(f"state was made with chunk_size {state.chunk_size}, this memory has {rule.chunk_size}")
+    wanted = [[tokens.q.shape[0], *w.shape] for w in rule.initial]
     if (found := [list(w.shape) for w in state.weights]) != wanted:
         raise ValueError(f"state has weights of shapes {found}, this memory and batch need {wanted}")
-    if bool(state.momentum) != momentum:
+    if bool(state.momentum) != (momentum := tokens.gates.eta is not None):
         raise ValueError(
             f"state {'has' if state.momentum else 'lacks'} momentum, this memory {'has' if momentum else 'lacks'} it"
         )
+    return state.count
+
+

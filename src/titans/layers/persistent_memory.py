@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from titans.layers.module import Module
 
-class PersistentMemory(nn.Module):
+
+class PersistentMemory(Module):
     """``n_tokens`` learned vectors put before every sequence.
 
     Args:
@@ -16,12 +18,18 @@ class PersistentMemory(nn.Module):
     Source: Titans Eq. 19.
     """
 
+    undecayed = ("P",)  # content, not a map
+
     def __init__(self, n_tokens: int, d_model: int):
         super().__init__()
         if n_tokens < 0:
             raise ValueError(f"n_tokens must be at least 0, got {n_tokens}")
         self.n_tokens = n_tokens
-        self.P = nn.Parameter(0.02 * torch.randn(n_tokens, d_model))
+        self.P = nn.Parameter(torch.empty(n_tokens, d_model))
+        self.initialise()
+
+    def initialise(self) -> None:
+        nn.init.normal_(self.P, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, d_model] -> [B, P + T, d_model]."""

@@ -11,14 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from titans.layers.module import Linear, Module
 from titans.miras import MirasConfig
-from titans.ops.memory.state import Gate
+from titans.ops.memory import Gates
+from titans.ops.memory.tokens import Gate
 
 INITIAL_DELTA = 1.0
 RANK = 32
 
 
-class MemoryGates(nn.Module):
+class MemoryGates(Module):
     """The gates of every token, by one linear map of it; with channel gates by one of rank 32.
 
     With momentum θ = ``theta_max`` · (1 - η) · σ(.), so that S_t is a weighted mean of the steps -theta_max σ g so far
@@ -37,6 +39,9 @@ class MemoryGates(nn.Module):
     Source: Titans §3.1; MIRAS §5.3 for channels.
     """
 
+    # They start near zero on purpose: decay would pull every token's gate back to the shared bias.
+    undecayed = ("down", "up")
+
     def __init__(self, d_model: int, heads: int, head_dim: int, miras: MirasConfig, use_decay: bool, theta_max: float):
         super().__init__()
         self.heads, self.theta_max, self.per_channel = heads, theta_max, miras.gates == "channel"
@@ -50,33 +55,31 @@ class MemoryGates(nn.Module):
         if miras.bias.learned_delta:
             self.parts.append(("delta", head_dim if self.per_channel else 1))
         self.sizes = [heads * n for _, n in self.parts]
-        self.down = nn.Linear(d_model, RANK, bias=False) if self.per_channel else None
-        self.up = nn.Linear(RANK if self.per_channel else d_model, sum(self.sizes))
-        self.reset_parameters(miras)
+        self.starts = {"alpha": _logit(miras.retention.initial_forgetting), "delta": math.log(math.expm1(INITIAL_DELTA))}
+        self.down = Linear(d_model, RANK) if self.per_channel else None
+        self.up = Linear(RANK if self.per_channel else d_model, sum(self.sizes), bias=True)
+        self.initialise()
 
-    def reset_parameters(self, miras: MirasConfig) -> None:
-        """The starting gates."""
+    def initialise(self) -> None:
         nn.init.normal_(self.up.weight, std=0.02)
         if self.down is not None:
             nn.init.orthogonal_(self.down.weight)  # so the noise is as small as without a map of low rank
-        starts = {"alpha": _logit(miras.retention.initial_forgetting), "delta": math.log(math.expm1(INITIAL_DELTA))}
-        biases = (torch.full((n,), starts.get(name, 0.0)) for (name, _), n in zip(self.parts, self.sizes, strict=True))
+        biases = (torch.full((n,), self.starts.get(name, 0.0)) for (name, _), n in zip(self.parts, self.sizes, strict=True))
         with torch.no_grad():
             self.up.bias.copy_(torch.cat(list(biases)))
 
-    def forward(self, x: Tensor) -> tuple[Gate, Tensor | None, Gate | None, Tensor | None]:
-        """θ, η, α, δ of x [B, T, d_model]; η is [B, T, H], as all are without channel gates.
+    def forward(self, x: Tensor) -> tuple[Gates, Tensor | None]:
+        """The gates θ, η, α of x [B, T, d_model], and δ [B, T, H] where the bias learns one.
 
         With channel gates θ and α are tuples of one [B, T, H, out] per map, δ is [B, T, H, D].
         """
         logits = self.up(x if self.down is None else self.down(x))
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        delta = None
+        delta, sizes = None, self.sizes
         if self.parts[-1][0] == "delta":
-            logits, raw = logits.split([logits.shape[-1] - self.sizes[-1], self.sizes[-1]], -1)
-            delta = F.softplus(self._per_head(raw))
-        found: dict[str, list[Tensor]] = {"theta": [], "eta": [], "alpha": [], "delta": []}
-        sizes = self.sizes if delta is None else self.sizes[:-1]
+            logits, raw = logits.split([logits.shape[-1] - sizes[-1], sizes[-1]], -1)
+            delta, sizes = F.softplus(self._per_head(raw)), sizes[:-1]
+        found: dict[str, list[Tensor]] = {"theta": [], "eta": [], "alpha": []}
         for (name, _), gate in zip(self.parts, torch.sigmoid(logits).split(sizes, -1), strict=False):
             found[name].append(gate if name == "eta" else self._per_head(gate))
         eta = found["eta"][0] if found["eta"] else None
@@ -84,10 +87,10 @@ class MemoryGates(nn.Module):
         if eta is not None and not self.per_chunk:
             cap = self.theta_max * (1 - eta)
             cap = cap.unsqueeze(-1) if self.per_channel else cap
-        theta = tuple(gate * cap for gate in found["theta"])
+        thetas, alphas = [gate * cap for gate in found["theta"]], found["alpha"]
         if self.per_channel:
-            return theta, eta, tuple(found["alpha"]) or None, delta
-        return theta[0], eta, found["alpha"][0] if found["alpha"] else None, delta
+            return Gates(tuple(thetas), eta, tuple(alphas) or None, None), delta
+        return Gates(thetas[0], eta, alphas[0] if alphas else None, None), delta
 
     def _per_head(self, gate: Tensor) -> Tensor:
         return gate.unflatten(-1, (self.heads, -1)) if self.per_channel else gate

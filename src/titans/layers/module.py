@@ -1,0 +1,56 @@
+"""Modules that start by themselves and say which of their parameters weight decay leaves alone."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import nn
+
+
+class Module(nn.Module):
+    """Base of the library's modules.
+
+    A constructor builds its children and ends with ``initialise``. ``reset_parameters`` does the same to a module that
+    is already there: with the same seed it draws the same numbers, so that a model built on the meta device, moved with
+    ``to_empty`` and reset equals one that was built in place.
+
+    Attributes:
+        undecayed: names of own parameters and child modules to which weight decay does not apply. (It never applies to
+            parameters of less than two dimensions: gains, biases, scales.)
+    """
+
+    undecayed: ClassVar[tuple[str, ...]] = ()
+
+    def initialise(self) -> None:
+        """Give the module's own parameters, and children that shall differ from their own start, their first values."""
+
+    def reset_parameters(self) -> None:
+        """Start anew, everything below included."""
+        for child in self.children():
+            reset(child)
+        self.initialise()
+
+
+def reset(module: nn.Module) -> None:
+    """``reset_parameters`` of a module, or of those inside a container that has none."""
+    if hasattr(module, "reset_parameters"):
+        module.reset_parameters()  # type: ignore[operator]
+    else:
+        for child in module.children():
+            reset(child)
+
+
+class Linear(nn.Linear):
+    """A linear map without bias unless asked for; it starts normal with variance ``gain``² / fan-in.
+
+    Activations then keep unit scale. Maps that add to the residual stream take a smaller ``gain``.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = False, gain: float = 1.0):
+        self.gain = gain
+        super().__init__(in_features, out_features, bias)
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=self.gain * self.in_features**-0.5)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)

@@ -1,0 +1,60 @@
+"""How a mixer makes its parts from the configuration, and the memory as a branch over [P‖x].
+
+Legend: B batch, T tokens, P persistent tokens.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from titans.layers.attention import Attention
+from titans.layers.module import Module
+from titans.layers.neural_memory import NeuralMemory, NeuralMemoryState
+from titans.layers.persistent_memory import PersistentMemory
+from titans.models.config import TitansConfig
+from titans.ops.rows import Rows, prefixed
+
+
+def make_persistent(config: TitansConfig) -> PersistentMemory | None:
+    return PersistentMemory(config.n_persistent, config.d_model) if config.n_persistent else None
+
+
+def make_memory(config: TitansConfig) -> NeuralMemory:
+    return NeuralMemory(
+        config.d_model,
+        n_heads=config.memory_heads,
+        chunk_size=config.chunk_size,
+        use_decay=config.use_decay,
+        miras=config.rule,
+        conv_kernel=config.conv_kernel,
+        qkv_activation=config.qkv_activation,
+        theta_max=config.theta_max,
+    )
+
+
+def make_attention(config: TitansConfig, window: int | None, itself: int | None = None) -> Attention:
+    heads, gain = config.attention_heads, config.residual_gain
+    return Attention(config.d_model, heads, window, config.rope_base, gain=gain, itself=itself)
+
+
+class PrefixedMemory(Module):
+    """The memory over [P‖x]: persistent tokens are written once, at the start of every stream."""
+
+    def __init__(self, config: TitansConfig):
+        super().__init__()
+        self.persistent = make_persistent(config)
+        self.memory = make_memory(config)
+
+    def forward(
+        self, x: Tensor, state: NeuralMemoryState | None, rows: Rows, store: Tensor | None
+    ) -> tuple[Tensor, NeuralMemoryState, Tensor | None]:
+        """Outputs at x [B, T, d_model], the state, and outputs at P [1, P, d_model], which are the same for every stream
+        that begins; None where none does."""
+        if self.persistent is None:
+            y, state = self.memory(x, state, return_state=True, store_mask=store, rows=rows)
+            return y, state, None
+        layout = prefixed(rows, self.persistent.n_tokens)
+        joined = layout.join(x, self.persistent.P.to(x.dtype))
+        stored = None if store is None else layout.join(store, store.new_ones(self.persistent.n_tokens))
+        y, state = self.memory(joined, state, return_state=True, store_mask=stored, rows=layout.rows)
+        return layout.cut(y), state, layout.prefix(y)
