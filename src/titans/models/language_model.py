@@ -70,12 +70,12 @@ class TitansModel(GenerationMixin, Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = nn.RMSNorm(config.d_model)
         self.head = Linear(config.d_model, config.vocab_size)
-        if config.tie_embeddings:
-            self.head.weight = self.embedding.weight
         self.initialise()
 
     def initialise(self) -> None:
         """The embedding starts at the scale of the tied output projection: logits of unit variance."""
+        if self.config.tie_embeddings:
+            self.head.weight = self.embedding.weight  # here, since ``to_empty`` gives each a parameter of its own
         nn.init.normal_(self.embedding.weight, std=self.config.d_model**-0.5)
 
     def forward(

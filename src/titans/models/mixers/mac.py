@@ -183,7 +183,8 @@ class MACMixer(Mixer):
         """
         batch = part.plain.shape[0]
         rows = Rows.whole((self.segment,) * batch, self.segment)
-        before = replace(self.memory.begin(part.context).memory, weights=weights, momentum=momentum)
+        begun = self.memory.begin(part.context).memory
+        before = replace(begun, weights=weights, momentum=momentum, read=counts(rows.seen))
         y, _ = self.attend(part, weights, None, Rows.whole((0,) * batch, self.segment))
         read, after = self.memory(y, NeuralMemoryState(before, tail), return_state=True, rows=rows)
         return y, read, after.memory.weights, after.memory.momentum, after.tail
