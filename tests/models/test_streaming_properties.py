@@ -1,4 +1,4 @@
-"""The law of math.md §6 on random models and texts: in pieces, masked and reset, every row gives what it gives alone."""
+"""The law of math.md §6 on random models and texts: in pieces, masked, reset, each row gives what it gives alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from helpers import assert_close
 from members import ALGORITHMS, BIASES, NETWORKS, RETENTIONS
 from titans import MirasConfig, TitansConfig, build_model
 
-VOCAB, LONGEST = 11, 14
+VOCAB, LONGEST = 11, 20
 EXAMPLES = 2 * settings.default.max_examples // 5  # of every variant: 40, and 800 at night
 
 
