@@ -1,4 +1,4 @@
-"""The listing of docs/math.md is run as printed: it is the memory, and the engines agree with it."""
+"""docs/math.md: its listing is run as printed and the engine agrees; its table of sizes is that of the presets."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from helpers import assert_close
-from titans import MirasConfig
+from titans import MirasConfig, TitansConfig
 from titans.miras import MLP
 from titans.ops import memory_scan
 
@@ -49,3 +49,14 @@ def test_the_listing_is_what_the_engine_computes(listing, rule, chunk_size):
             for name, found, expected in (("A", state.weights, A), ("S", state.momentum, S)):
                 for i, tensor in enumerate(expected):
                     assert_close(found[i][0, head], tensor, f"{name} of map {i}, head {head}")
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "medium", "base400", "large"])
+def test_the_table_of_sizes(size):
+    (row,) = re.findall(rf"^\| `{size}` \|.*$", PAGE.read_text(), re.MULTILINE)
+    width, heads, head, *layers = map(int, re.findall(r"\d+", row.replace(",", "").split(" M |")[1]))
+    variants = ["LMM", "MAC", "MAG", "MAL", "transformer", "swa"]
+    presets = [TitansConfig.preset(size, variant) for variant in variants]
+    assert {(p.d_model, p.attention_heads, p.memory_heads) for p in presets} == {(width, heads, heads)}
+    assert head * heads == width
+    assert [p.n_layers for p in presets] == [*layers, layers[-1]]
