@@ -12,4 +12,6 @@ from hypothesis import settings
 torch.set_num_threads(1)
 # A shared two-core machine has no steady clock, so examples get no deadline.
 settings.register_profile("titans", deadline=None, derandomize=True)
-settings.load_profile("titans")
+# New examples every night, and many more of them; a failure prints how to repeat it.
+settings.register_profile("nightly", deadline=None, max_examples=2000, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "titans"))

@@ -79,6 +79,28 @@ def test_retentions_are_what_math_md_says():
     assert_close(ElasticNet(l1=0.5).project(A, A), A.sign() * (A.abs() - 0.5).clamp(min=0), "elastic net")
 
 
+@pytest.mark.parametrize("algorithm", ["gradient_descent", "momentum", "muon"])
+@pytest.mark.parametrize("retention", ["weight_decay", "elastic_net", "sphere", "lq", "anchored", "kl", "sigmoid"])
+def test_which_choices_hide_a_chunk_s_writes_until_it_ends(retention, algorithm):
+    torch.manual_seed(0)
+    rule = MirasConfig(retention=retention, algorithm=algorithm)
+    memory = NeuralMemory(12, n_heads=2, chunk_size=4, use_decay=False, miras=rule).double()
+    x, query = torch.randn(2, 1, 4, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def left_behind(tokens):
+        """How much writing the first tokens changes what is read after them."""
+        reads = []
+        for write in (True, False):
+            store = torch.full((1, tokens), write)
+            _, state = memory(x[:, :tokens], return_state=True, store_mask=store)
+            reads.append(memory.retrieve(query, state=state))
+        return (reads[0] - reads[1]).abs().max()
+
+    hidden = retention in ("kl", "sigmoid") or algorithm == "muon"
+    assert left_behind(3) == 0 if hidden else left_behind(3) > 1e-3
+    assert left_behind(4) > 1e-6
+
+
 @pytest.mark.parametrize("retention", [LqRetention(q=4), LqRetention(q=1.5)])
 def test_lq_starts_at_the_weights_of_a_plain_network(retention):
     W = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

@@ -334,6 +334,9 @@ def test_bfloat16_autocast_runs_and_keeps_the_memory_in_float32(variant):
     model, x = small(variant).float(), ids()
     with torch.autocast("cpu", torch.bfloat16):
         out = model(x, labels=x)
+    for layer in out.state.layers:
+        memory = (layer if variant == "LMM" else layer.memory).memory
+        assert {w.dtype for w in (*memory.weights, *memory.momentum)} == {torch.float32}
     out.loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
     assert math.isfinite(out.loss.item())

@@ -357,7 +357,7 @@ def test_samples_and_the_past_are_independent_of_a_token():
     y2, _ = run(changed, miras, 4)
     assert_close(y2[1], y[1], "other sample", 0)
     assert_close(y2[0, :6], y[0, :6], "earlier tokens", 0)
-    assert (y2[0, 6:] - y[0, 6:]).abs().amin(dim=(1, 2)).max() > 0
+    assert (y2[0, 6:] - y[0, 6:]).abs().amax(dim=-1).min() > 1e-9  # every head of every later token
 
 
 @pytest.mark.parametrize(
