@@ -2,6 +2,7 @@
 
 import builtins
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -160,6 +161,12 @@ def test_unknown_words_are_not_taken_for_special_tokens(tmp_path):
     documents = TokenDocuments.from_texts(["word", "a"], load_tokenizer(tmp_path))
     assert documents.tokens.tolist() == [0, 0, 0, 0, 1, 0]
     assert documents.offsets.tolist() == [0, 3, 6]
+    # Nor is the token for unknown words spelled out where the vocabulary could.
+    vocab = {"?!": 0, "?": 1, "!": 2, "</s>": 3}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="?!"))
+    backend.add_special_tokens(["?!"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path).encode("word") == [0]
 
 
 @given(text=st.text(alphabet="aé日 <>/s\n\t\r😀\ud800«»", max_size=30))
@@ -193,6 +200,18 @@ def test_bytes_where_blanks_give_no_token(tmp_path):
     ids, n_bytes = load_tokenizer(tmp_path).encode_with_bytes("a   é\n</s> b \n")
     assert ids.tolist() == [2, 1, 1, 1, 1, 1, 3]
     assert n_bytes.tolist() == [1, 5, 5, 0, 0, 0, 4]
+
+
+def test_bytes_where_the_librarys_offsets_go_back(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    backend = byte_level_with_prefix()
+    backend.normalizer = tokenizers.normalizers.BertNormalizer()  # puts blanks around every Chinese character
+    backend.post_processor = tokenizers.processors.ByteLevel(trim_offsets=True)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    offsets = backend.encode("日 \uac01").offsets
+    assert any(later[1] < earlier[1] for earlier, later in pairwise(offsets))
+    n_bytes = load_tokenizer(tmp_path).encode_with_bytes("日 \uac01")[1]
+    assert n_bytes.min() == 0 and n_bytes.sum() == 7
 
 
 def test_separator_is_known_named_or_an_error(tokenizer_folder):

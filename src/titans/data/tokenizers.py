@@ -40,8 +40,8 @@ class Tokenizer(Protocol):
     def encode_with_bytes(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """The same ids, and the bytes of UTF-8 that each stands for, which add up to those of ``text`` (no ids: to 0).
 
-        Where several tokens share a character and the tokenizer cannot tell its bytes apart, it counts with the first;
-        text that gives no token of its own (dropped blanks) counts with the next token, at the end with the last one.
+        Where several tokens share a piece of text and the tokenizer does not say which bytes are whose, it counts with
+        the first; text that gives no token (dropped blanks) counts with the next one, at the end with the last one.
         """
         ...
 
@@ -53,9 +53,9 @@ class Tokenizer(Protocol):
 class ByteTokenizer:
     """The 256 byte values of UTF-8 as tokens.
 
-    The separator is byte 0 (NUL). A NUL in a text stays a byte 0 of that text: documents are told apart by their place
-    in the array (`TokenDocuments.offsets`) and in a window (``document_ids``), never by the byte. Only generation, which
-    ends at the separator, would end at such a NUL too.
+    The separator is byte 0 (NUL). A NUL in a text stays a byte 0 of that text: documents are told apart by
+    `TokenDocuments.offsets` and by the ``document_ids`` of a window, never by the byte. Only generation, which ends at
+    the separator, would end at such a NUL too.
     """
 
     vocab_size = 256
@@ -145,7 +145,7 @@ class HuggingFaceTokenizer:
             if n_bytes.sum() == len(text.encode()):  # else something was added, dropped or rewritten before the bytes
                 return ids, n_bytes
         ends = np.array([end for _, end in encoding.offsets], dtype=np.int64)[places]
-        ends[-1:] = len(text)
+        ends[-1:] = len(text)  # and, before it, an end may lie a little before the last one
         return ids, np.diff(_byte_positions(text)[np.maximum.accumulate(ends)], prepend=0)
 
     def _encode(self, text: str) -> tuple[np.ndarray, Encoding, np.ndarray]:
@@ -233,10 +233,9 @@ def _spellings(backend: Backend, separator_id: int) -> dict[int, list[int]]:
     pieces of its list, finds those in its list all the same.
     """
     added = backend.get_added_tokens_decoder()
-    special = {separator_id: backend.id_to_token(separator_id)}
-    special |= {i: token.content for i, token in added.items() if token.special}
+    ids = {separator_id, *(i for i, token in added.items() if token.special)}
     unknown = _model_ids(backend, "\U0010ffff")  # no character: what comes of it does so for any unknown text
-    found = {i: [piece for c in token for piece in _model_ids(backend, c)] for i, token in special.items()}
+    found = {i: [piece for c in backend.id_to_token(i) or "" for piece in _model_ids(backend, c)] for i in ids}
     return {i: pieces for i, pieces in found.items() if pieces and i not in pieces and i not in unknown}
 
 
