@@ -63,7 +63,8 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         if not 0 <= index < self.n_windows:
             raise IndexError(f"index: {index} is outside [0, {self.n_windows})")
-        return _example(self.documents, [(start := self.start(index), start + self.length)])
+        start = self.start(index)
+        return _example(self.documents, [(start, start + self.length)])
 
     def start(self, index: int) -> int:
         """First position of window ``index`` in the documents' flat array."""
