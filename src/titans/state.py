@@ -56,9 +56,9 @@ class State:
         Raises:
             ValueError: a dtype that is not floating point.
         """
-        dtype = torch._C._nn._parse_to(*args, **kwargs)[1]
-        if dtype is not None and not dtype.is_floating_point:
-            raise ValueError(f"a state must be of a floating-point dtype, got {dtype}")
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, torch.dtype) and not value.is_floating_point:
+                raise ValueError(f"a state must be of a floating-point dtype, got {value}")
         return self.map(lambda x: x.to(*args, **kwargs))
 
     def select(self: T, rows: Sequence[int] | Tensor) -> T:
@@ -85,7 +85,7 @@ class State:
         index = torch.tensor(_row_numbers(rows, self.rows), dtype=torch.long)
         return walk(lambda leaf, x: x.index_fill(0, index, 0) if _is_count(x) else x, self)
 
-    def put(self: T, rows: Sequence[int] | Tensor, new: T) -> T:
+    def put(self: T, rows: Sequence[int] | Tensor, new: State) -> T:
         """The same state with its ``rows`` taken from ``new``, whose row i becomes ``rows[i]``, wherever it stands.
 
         Raises:
@@ -94,7 +94,9 @@ class State:
         """
         numbers = _row_numbers(rows, self.rows)
         if not isinstance(new, State) or new.rows != len(numbers):
-            raise ValueError(f"put needs a state of {len(numbers)} rows, got {getattr(new, 'rows', type(new).__name__)}")
+            raise ValueError(
+                f"put needs a state of {len(numbers)} rows, got {getattr(new, 'rows', type(new).__name__)}"
+            )
         if len(set(numbers)) != len(numbers):
             raise ValueError(f"rows must differ from each other, got {numbers}")
         index = torch.tensor(numbers, dtype=torch.long)

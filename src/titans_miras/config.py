@@ -118,7 +118,7 @@ class NeuralMemoryConfig(_Config):
         momentum: past surprise S_t = η_t S_{t-1} - θ_t g_t, on or off; None as the variant says: DEFAULT has it, YAAD,
             MONETA and MEMORA have none in their paper, and are far steadier without.
         max_lr: cap of the step, with momentum of θ / (1 - η), on a loss averaged over a head's channels, as the
-            original's is; ``titans`` sums, so its ``theta_max`` is max_lr / (dim / heads), times its rule's ``pace``.
+            original's is; ``titans`` sums, so its ``theta_max`` is max_lr / (dim / heads), times its rule's ``step_scale``.
             At 1 that is the cap ``titans`` itself takes.
         batch_size, chunk_size, segment_len: the memory's chunk, after which gradients are taken anew, is the first
             that is given (a chunk_size of 1 counts as not given), else ``TransformerConfig.segment_len``. Gates act
@@ -300,6 +300,6 @@ class TransformerConfig(_Config):
             chunk_size=memory.chunk(self.segment_len),
             segment_len=self.segment_len,
             miras=rule,
-            theta_max=memory.max_lr * rule.pace * memory.heads / self.dim / self.rule.temperature,
+            theta_max=memory.max_lr * rule.step_scale * memory.heads / self.dim / self.rule.temperature,
             tie_embeddings=False,
         )

@@ -18,6 +18,10 @@ def memory():
     return NeuralMemory(d_model=12, n_heads=2, chunk_size=4).double()
 
 
+def begin(x):
+    return Rows.whole((0,) * x.shape[0], x.shape[1])
+
+
 def inputs(tokens=11):
     return torch.randn(2, tokens, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
@@ -60,7 +64,7 @@ def test_a_trace_tells_what_a_write_achieved(rule):
     x = inputs(11)
     trace = memory.trace(x)
     _, state = memory(x[:, :8], return_state=True)
-    q, k, v, _ = memory._project(x, None, Rows.whole((0,) * x.shape[0], x.shape[1]))
+    q, k, v, _ = memory._project(x, None, begin(x))
     weights = {"weights": tuple(memory.initial_weights), "miras": memory.miras}
     now = memory_read(k, state=state.memory, norm=(memory.norm_gain, memory.norm_bias), **weights)
     expected = memory.miras.bias.loss(now - v, None)
@@ -162,7 +166,7 @@ def test_a_new_memory_files_every_token_under_the_query_before_it(built):
         config = TitansConfig(variant="LMM", vocab_size=7, d_model=32, mem_heads=2, n_layers=1, chunk_size=4)
         layer = build_model(config).blocks[0].mixer.branch.memory
     x = torch.randn(3, 50, 32)
-    q, k, _, _ = layer._project(x, None, Rows.whole((0,) * x.shape[0], x.shape[1]))
+    q, k, _, _ = layer._project(x, None, begin(x))
     alike = (k[:, 4:] * q[:, 3:-1]).sum(-1)
     assert alike.mean() > 0.9
     assert (k[:, 4:] * q[:, 4:]).sum(-1).abs().mean() < 0.5
@@ -173,7 +177,7 @@ def test_any_kernel_starts_with_keys_of_unit_length(kernel):
     layer, x = NeuralMemory(16, conv_kernel=kernel, chunk_size=4), torch.randn(2, 9, 16)
     layer(x).square().sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in layer.parameters() if p.grad is not None)
-    _, k, _, _ = layer._project(x, None, Rows.whole((0,) * x.shape[0], x.shape[1]))
+    _, k, _, _ = layer._project(x, None, begin(x))
     assert torch.allclose(k.norm(dim=-1), torch.ones(()))
 
 
@@ -187,12 +191,13 @@ def test_values_are_no_longer_than_what_the_memory_can_return():
     length, longest = plain.norm(dim=-1, keepdim=True), 6**0.5
     assert (length > longest).any() and (length < longest).any() and not length[:, 3].any()
     assert_close(
-        layer._project(x, None, Rows.whole((0,) * x.shape[0], x.shape[1]))[2], torch.where(length > longest, plain * longest / length, plain)
+        layer._project(x, None, begin(x))[2],
+        torch.where(length > longest, plain * longest / length, plain),
     )
     layer(x).sum().backward()
     assert torch.isfinite(x.grad).all()
     bare = NeuralMemory(12, n_heads=2, conv_kernel=0, miras=MirasConfig(architecture=Matrix(residual_norm=False)))
-    assert bare._project(x.float(), None, Rows.whole((0,) * x.shape[0], x.shape[1]))[2].norm(dim=-1).max() > 10 * longest
+    assert bare._project(x.float(), None, begin(x))[2].norm(dim=-1).max() > 10 * longest
 
 
 @pytest.mark.parametrize("gates", ["head", "channel"])

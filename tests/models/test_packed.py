@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from helpers import assert_close
-from test_models import ALL, SETTINGS, VARIANTS, VOCAB, ids, small
+from tiny import ALL, SETTINGS, VARIANTS, VOCAB, ids, small
 from titans import MirasConfig, TitansConfig, build_model
 
 DOCUMENTS = [[9, 3, 1, 12], [25]]  # tokens of each row's documents
@@ -64,7 +64,9 @@ def test_packed_documents_under_other_settings(variant, changes):
     check_packed(small(variant, **changes), torch.rand(2, LENGTH, generator=torch.Generator().manual_seed(0)) < 0.7)
 
 
-@pytest.mark.parametrize("rule", [MirasConfig.moneta(), MirasConfig.memora(), MirasConfig(algorithm="muon", gates="channel")])
+@pytest.mark.parametrize(
+    "rule", [MirasConfig.moneta(), MirasConfig.memora(), MirasConfig(algorithm="muon", gates="channel")]
+)
 @pytest.mark.parametrize("variant", ["LMM", "MAC"])
 def test_packed_documents_under_other_rules(variant, rule):
     check_packed(small(variant, miras=rule, d_hidden=None))
@@ -130,8 +132,8 @@ def test_put_refuses_what_does_not_fit():
 @pytest.mark.parametrize("variant", ALL)
 def test_a_model_from_the_meta_device_equals_one_built_in_place(variant):
     config = TitansConfig(
-        variant=variant, vocab_size=VOCAB, d_model=16, n_layers=2, n_persistent=2, chunk_size=4, segment_len=8, window=5,
-        n_memory_tokens=2 if variant == "MAC" else 0, tie_embeddings=variant != "MAG",
+        variant=variant, vocab_size=VOCAB, d_model=16, n_layers=2, n_persistent=2, chunk_size=4, segment_len=8,
+        window=5, n_memory_tokens=2 if variant == "MAC" else 0, tie_embeddings=variant != "MAG",
         miras=MirasConfig(algorithm="muon", gates="channel", bias={"name": "huber", "delta": "learned"}),
     )  # fmt: skip
     torch.manual_seed(3)

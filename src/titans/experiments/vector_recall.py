@@ -58,7 +58,7 @@ class VectorMemory(nn.Module):
         super().__init__()
         self.rule, self.chunk_size = rule, chunk_size
         self.weights = nn.ParameterList(rule.retention.initial(w) for w in rule.architecture.initial(width, 1))
-        self.log_theta = nn.Parameter(torch.tensor(0.5 * rule.pace / width).log())
+        self.log_theta = nn.Parameter(torch.tensor(0.5 * rule.step_scale / width).log())
         self.eta = nn.Parameter(torch.tensor(0.0)) if rule.algorithm.momentum else None
         self.alpha = nn.Parameter(torch.tensor(-4.0)) if use_decay else None
         self.log_delta = nn.Parameter(torch.tensor(0.0)) if rule.bias.learned_delta else None

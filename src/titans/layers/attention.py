@@ -49,9 +49,9 @@ class Attention(Module):
         rope_base: base of the rotary angles.
         gain: of the output projection at the start.
         itself: None, or a number of tokens: keys then start like queries, so that a token attends to itself about as
-            much as to that many others. Untrained attention averages, and tokens then hardly differ after it: where a
-            memory writes what attention found, all of it adds up in the same place; where attention reads what a memory
-            found, little of it is left. A token's score for itself starts at about ln(itself), or √D where that is less.
+            much as to that many others: its score for itself is about ln(itself), or √D where that is less. Untrained
+            attention averages, and tokens then hardly differ after it: where a memory writes what attention found, all
+            of it adds up in the same place; where attention reads what a memory found, little of it is left.
     """
 
     def __init__(

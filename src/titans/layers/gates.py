@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from titans.layers.module import Linear, Module
 from titans.miras import MirasConfig
 from titans.ops.memory import Gates
-from titans.ops.memory.tokens import Gate
 
 INITIAL_DELTA = 1.0
 RANK = 32
@@ -55,7 +54,10 @@ class MemoryGates(Module):
         if miras.bias.learned_delta:
             self.parts.append(("delta", head_dim if self.per_channel else 1))
         self.sizes = [heads * n for _, n in self.parts]
-        self.starts = {"alpha": _logit(miras.retention.initial_forgetting), "delta": math.log(math.expm1(INITIAL_DELTA))}
+        self.starts = {
+            "alpha": _logit(miras.retention.initial_forgetting),
+            "delta": math.log(math.expm1(INITIAL_DELTA)),
+        }
         self.down = Linear(d_model, RANK) if self.per_channel else None
         self.up = Linear(RANK if self.per_channel else d_model, sum(self.sizes), bias=True)
         self.initialise()
@@ -64,7 +66,9 @@ class MemoryGates(Module):
         nn.init.normal_(self.up.weight, std=0.02)
         if self.down is not None:
             nn.init.orthogonal_(self.down.weight)  # so the noise is as small as without a map of low rank
-        biases = (torch.full((n,), self.starts.get(name, 0.0)) for (name, _), n in zip(self.parts, self.sizes, strict=True))
+        biases = (
+            torch.full((n,), self.starts.get(name, 0.0)) for (name, _), n in zip(self.parts, self.sizes, strict=True)
+        )
         with torch.no_grad():
             self.up.bias.copy_(torch.cat(list(biases)))
 

@@ -55,7 +55,8 @@ class MirasConfig(BaseModel):
             )
         if self.retention.decays_to_initial and (self.retention.inside != "shown" or self.retention.identity):
             raise ValueError(
-                f"retention {self.retention.name!r} says decays_to_initial: it must say inside = 'shown', identity = False"
+                f"retention {self.retention.name!r} says decays_to_initial, so it must say inside = 'shown' and "
+                "identity = False"
             )
         if self.algorithm.per_chunk and any(len(shape) == 1 for shape in self.architecture.shapes(4)):
             raise ValueError(

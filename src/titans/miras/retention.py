@@ -24,8 +24,8 @@ class Retention(Choice):
     Attributes:
         replaces: A itself becomes φ(A) when a chunk closes.
         identity: φ(A) = A, so that an engine need not call it.
-        decays_to_initial: forgetting is a pull towards A_0, not towards 0; ``anchor`` must then give A_0 itself. A read inside a
-            chunk sees the chunk's writes but not its pull.
+        decays_to_initial: forgetting is a pull towards A_0, not towards 0; ``anchor`` must then give A_0 itself. A read
+            inside a chunk sees the chunk's writes but not its pull.
         inside: what a read strictly inside a chunk sees of the chunk's decay and writes. "shown": all, added to φ(A_c);
             "scaled": all, times ``factor`` of the chunk's start; "hidden": nothing before the next chunk.
         initial_forgetting: where a layer's α starts. Forgetting that nothing makes up for would empty an untrained

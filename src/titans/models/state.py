@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -119,7 +120,7 @@ class ModelState(State):
         """
         return replace(self, layers=walk(lambda leaf, x: x if x.is_floating_point() else x * 0, self.layers))
 
-    def put(self, rows: Any, new: ModelState) -> ModelState:
+    def put(self, rows: Sequence[int] | Tensor, new: State) -> ModelState:
         """As `State.put`.
 
         Raises:

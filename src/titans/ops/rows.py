@@ -1,8 +1,9 @@
-"""Rows of different lengths in one batch: where every token of a call stands, worked out once, without loops over tokens.
+"""Rows of different lengths in one batch: where every token of a call stands, worked out once.
 
-Inside the library a batch is right-padded: row b's real tokens are columns 0 .. counts[b]-1. A row is a stream that goes
-on or begins; it may hold further documents, each of which begins anew. Whatever must be remembered of the past is kept
-right-aligned. Everything here is plain integers, so nothing waits for an accelerator, and uniform batches cost nothing.
+Inside the library a batch is right-padded: row b's real tokens are columns 0 .. counts[b]-1. A row is a stream that
+goes on or begins; it may hold further documents, each of which begins anew. Whatever must be remembered of the past is
+kept right-aligned. Everything here is plain integers: nothing waits for an accelerator, and uniform batches cost
+nothing.
 
 Legend: B rows, T columns, C the size of a cell of the grid (a memory chunk, or MAC's segment).
 """
@@ -70,7 +71,7 @@ class Rows:
         return [Document(a, b - a, s) for a, b, s in zip(edges[:-1], edges[1:], seen, strict=True)]
 
     def positions(self, device: torch.device, modulo: int | None = None) -> Tensor:
-        """Place of every column in its stream, [T] where all rows agree, else [B, T]; ``modulo`` counts within cells."""
+        """Place of every column in its stream, [T] where all rows agree, else [B, T], within cells of ``modulo``."""
         columns = torch.arange(self.tokens, device=device)
         if not self.starts and len(set(self.seen)) == 1:
             positions = self.seen[0] + columns
@@ -213,7 +214,9 @@ def _ragged_grid(documents: list[list[Document]], phases: list[int], tokens: int
     for mine, row, head in zip(pieces, documents, heads, strict=True):
         for i, document in enumerate(row):
             taken = range(head if i == 0 else 0, document.count, size)
-            mine += [_piece(document, at, min(size, document.count - at), size, fresh=i > 0 and at == 0) for at in taken]
+            mine += [
+                _piece(document, at, min(size, document.count - at), size, fresh=i > 0 and at == 0) for at in taken
+            ]
     for mine, row in zip(pieces, documents, strict=True):
         if mine and not mine[-1].closing:
             mine[-1] = replace(mine[-1], ending=True)
@@ -320,7 +323,7 @@ class Remainder:
 
 
 def remainders(found: Iterable[Remainder], width: int, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The last ``width`` columns of every row's remainder, right-aligned; other columns are undefined, without one zero."""
+    """The last ``width`` columns of every row's remainder, right-aligned; zeros for rows without one."""
     out = [x.new_zeros(x.shape[0], width, *x.shape[2:]) for x in like]
     for piece in found:
         groups = like[0].shape[0] // len(piece.rows)

@@ -228,6 +228,7 @@ class _Walk:
             if any(block.ending):
                 self._leave(block, joined)
         if any(block.closing):
+            assert self.memory is not None
             self.previous = self._where(block.closing, self.memory.memory.weights, self.previous)
         self.pieces[0].append(y)
         self.pieces[1].append(read)

@@ -48,13 +48,16 @@ class PrefixedMemory(Module):
     def forward(
         self, x: Tensor, state: NeuralMemoryState | None, rows: Rows, store: Tensor | None
     ) -> tuple[Tensor, NeuralMemoryState, Tensor | None]:
-        """Outputs at x [B, T, d_model], the state, and outputs at P [1, P, d_model], which are the same for every stream
-        that begins; None where none does."""
+        """Read and write [P‖x].
+
+        Returns:
+            outputs at x [B, T, d_model], the state, and outputs at P [1, P, d_model], which are the same for every
+            stream that begins; None where none does.
+        """
         if self.persistent is None:
-            y, state = self.memory(x, state, return_state=True, store_mask=store, rows=rows)
-            return y, state, None
+            return *self.memory(x, state, return_state=True, store_mask=store, rows=rows), None
         layout = prefixed(rows, self.persistent.n_tokens)
         joined = layout.join(x, self.persistent.P.to(x.dtype))
         stored = None if store is None else layout.join(store, store.new_ones(self.persistent.n_tokens))
-        y, state = self.memory(joined, state, return_state=True, store_mask=stored, rows=layout.rows)
-        return layout.cut(y), state, layout.prefix(y)
+        y, after = self.memory(joined, state, return_state=True, store_mask=stored, rows=layout.rows)
+        return layout.cut(y), after, layout.prefix(y)

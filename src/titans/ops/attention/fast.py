@@ -187,8 +187,8 @@ def _attend_after_first_window(
 ) -> Tensor:
     """Queries from number ``window`` on, T = S: blocks of ``window`` queries against their own and the previous block.
 
-    None of them reaches a cached column, so all blocks of all rows share one [window, 2 * window] mask, unless ``start``
-    [B, T] gives every query a first column of its own.
+    None of them reaches a cached column, so all blocks of all rows share one [window, 2 * window] mask, unless
+    ``start`` [B, T] gives every query a first column of its own.
     """
     B, T = q.shape[:2]
     blocks = -(-T // window) - 1
@@ -213,6 +213,8 @@ def _attend_after_first_window(
     if start is not None and visible is not None:
         starts = F.pad(start, (0, (blocks + 1) * window - T)).unflatten(1, (blocks + 1, window))[:, 1:]
         before = torch.arange(blocks, device=q.device).view(-1, 1) * window  # first column of a block's previous one
-        visible = visible & (torch.arange(2 * window, device=q.device) >= (starts - before).flatten(0, 1)[:, None, :, None])
+        visible = visible & (
+            torch.arange(2 * window, device=q.device) >= (starts - before).flatten(0, 1)[:, None, :, None]
+        )
     out = _attend(own(q), previous_and_own(k), previous_and_own(v), visible, persistent)
     return out.unflatten(0, (B, blocks)).flatten(1, 2)[:, : T - window]

@@ -1,4 +1,4 @@
-"""Gates per output channel (MIRAS §5.3): the dual form when every output channel of a map decays at its own pace.
+"""Gates per output channel (MIRAS §5.3): the dual form when every output channel of a map decays by itself.
 
 K then differs from channel to channel, so that one masked product no longer serves a whole map. A chunk is read in
 short blocks: inside a block K is held for every channel, from block to block the weights are carried along. Nothing is
@@ -157,9 +157,7 @@ class ChannelDecays:
         return ChannelDecays(tuple(replace(m, queries=queries) for m in self.maps))
 
 
-def _read(
-    x: Tensor, weight: Tensor, momentum: Tensor | None, a: Tensor, error: Tensor, decay: ChannelDecay
-) -> Tensor:
+def _read(x: Tensor, weight: Tensor, momentum: Tensor | None, a: Tensor, error: Tensor, decay: ChannelDecay) -> Tensor:
     """W_t x_t for the queries x [G, m, in] of one map; a [G, n, in] and error [G, n, out] of all the chunk's tokens."""
     if weight.dim() == 2:
         return _read_diagonal(x, weight, momentum, a, error, decay)

@@ -1,7 +1,7 @@
 """The general engine: the dual form of math.md §3, one loop over chunks, never a stack of per-token weights.
 
-Legend: G rows (batch times heads), T tokens, C chunk, D head width. All tensors here are [G, T, D] or [G, T]; the weights
-of a map are [G, out, in] or [G, width].
+Legend: G rows (batch times heads), T tokens, C chunk, D head width. All tensors here are [G, T, D] or [G, T]; the
+weights of a map are [G, out, in] or [G, width].
 """
 
 from __future__ import annotations
@@ -287,7 +287,7 @@ def _decays(blocks: Sequence[Block], parts: Sequence[Tokens], state: MemoryState
     """Of every block: of equally wide ones at once, where one number per token serves every channel."""
     found: list[Decays] = []
     kinds = groupby(zip(blocks, parts, strict=True), key=lambda pair: (pair[0].first, pair[0].width))
-    for (first, width), pairs in kinds:
+    for (first, _), pairs in kinds:
         gates = [part.gates for _, part in pairs]
         if first and state.chunk.width:
             found.append(decays_of(state.chunk.gates.then(gates[0])))
@@ -304,5 +304,3 @@ def _stack(gates: Sequence[Gates]) -> Gates:
     """[G, n, C] of n chunks' gates [G, C]."""
     listed = zip(*map(_listed, gates), strict=True)
     return _unlisted([torch.stack(g, 1) for g in listed], gates[0])
-
-

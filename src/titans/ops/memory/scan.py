@@ -141,7 +141,8 @@ def scan(
         shown = (back(x).transpose(1, 2) for x in (found.trace.surprise, found.trace.loss, found.trace.after))
         theta, alpha = (None if g is None else _mean(g) for g in (tokens.gates.theta, tokens.gates.alpha))
         assert theta is not None
-        trace = MemoryTrace(*shown, theta, tokens.gates.eta, alpha)
+        surprise, loss, after = shown
+        trace = MemoryTrace(surprise, loss, after, theta, tokens.gates.eta, alpha)
     return back(found.y).transpose(1, 2).to(tokens.q.dtype), end, trace
 
 
@@ -313,5 +314,3 @@ def _check_state(state: MemoryState, rule: Rule, tokens: Tokens) -> tuple[int, .
             f"state {'has' if state.momentum else 'lacks'} momentum, this memory {'has' if momentum else 'lacks'} it"
         )
     return state.count
-
-

@@ -118,7 +118,7 @@ def check_finite(states: Sequence[State | None], names: Sequence[str]) -> None:
     """Stop at the call in which a memory diverged, as the verbatim rules can on a text that repeats itself.
 
     Looks at the weights of every `MemoryState` inside ``states``, but only while no gradients are recorded: in training
-    the loss tells, and on an accelerator a look means to wait. All are looked at together, so that it means to wait once.
+    the loss tells, and on an accelerator a look means to wait: all are looked at together.
 
     Raises:
         FloatingPointError: gives the first one's name.

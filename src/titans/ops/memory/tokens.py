@@ -21,10 +21,10 @@ Gate = Tensor | tuple[Tensor, ...]
 class Gates(State):
     """Per-token gates in their final range; ``eta`` or ``alpha`` None: that term is off.
 
-    ``theta`` and ``alpha`` have one number per token and row, or with channel gates are tuples of one [..., out] per map;
-    ``eta`` and ``write`` have one number per token and row. ``write`` is 1 where a token may write and 0 where it leaves
-    weights and momentum untouched. Step sizes alone cannot say that: with θ = 0, α = 0, η = 1 the carried momentum
-    would still be added to the weights. None: every token writes.
+    ``theta`` and ``alpha`` have one number per token and row, or with channel gates are tuples of one [..., out] per
+    map; ``eta`` and ``write`` have one number per token and row. ``write`` is 1 where a token may write and 0 where it
+    leaves weights and momentum untouched. Step sizes alone cannot say that: with θ = 0, α = 0, η = 1 the carried
+    momentum would still be added to the weights. None: every token writes.
     """
 
     columns: ClassVar[int | None] = 2

@@ -1,0 +1,40 @@
+"""Tiny models in float64 and token ids for them."""
+
+import torch
+
+from titans import MirasConfig, TitansConfig, build_model
+
+VARIANTS = ["LMM", "MAC", "MAG", "MAL"]
+ALL = [*VARIANTS, "transformer", "swa"]
+VOCAB = 11
+
+
+SETTINGS = [
+    {"miras": MirasConfig.titans(), "n_persistent": 0, "d_hidden": None},
+    {"conv_kernel": 0, "use_decay": False},
+    {"n_memory_tokens": 2, "use_momentum": False, "mem_layers": 1, "d_hidden": None},
+]
+
+
+def small(variant, **changes):
+    torch.manual_seed(0)
+    fields = {
+        "variant": variant, "vocab_size": VOCAB, "d_model": 12, "n_layers": 2, "n_heads": 2, "mem_heads": 2,
+        "d_hidden": 16, "n_persistent": 3, "chunk_size": 4, "segment_len": 8, "window": 5,
+    }  # fmt: skip
+    model = build_model(TitansConfig(**{**fields, **changes})).double()
+    # Trained models have large memories; the initial output projections would hide their part.
+    for name, p in model.named_parameters():
+        if p.dim() == 2 and "gates" not in name:
+            torch.nn.init.normal_(p, std=p.shape[-1] ** -0.5)
+    return model
+
+
+def ids(batch=2, tokens=21, seed=1):
+    return torch.randint(VOCAB, (batch, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def tensors(state):
+    found = []
+    state.map(lambda x: found.append(x) or x)
+    return found
