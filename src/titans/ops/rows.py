@@ -217,7 +217,7 @@ def _ragged_grid(documents: list[list[Document]], phases: list[int], tokens: int
             mine += [
                 _piece(document, at, min(size, document.count - at), size, fresh=i > 0 and at == 0) for at in taken
             ]
-    for mine, row in zip(pieces, documents, strict=True):
+    for mine in pieces:
         if mine and not mine[-1].closing:
             mine[-1] = replace(mine[-1], ending=True)
     return _assemble(pieces, [row[-1] for row in documents], tokens, begun)
