@@ -51,7 +51,9 @@ class TrainingSection(Section):
     """How to train.
 
     Args:
-        output_dir: folder of the run: checkpoints, metrics.jsonl, curve.png and the final ``model``.
+        output_dir: folder of the run: checkpoints, metrics.jsonl, pictures and the final ``model``.
+        init_from: folder of a finished model to train on from, with a fresh optimizer and schedule; its configuration
+            must be the run's, but for the length of windows (``data.length``) and the learning rate. None starts anew.
         steps: optimizer steps of the whole run.
         batch_size: windows per device and micro-batch.
         gradient_accumulation: micro-batches per optimizer step.
@@ -65,10 +67,11 @@ class TrainingSection(Section):
         save_every: steps between checkpoints, 0 for one at the end only.
         keep_checkpoints: how many of the newest checkpoints stay.
         log_every: steps between printed lines where no progress bar can be drawn; metrics.jsonl has every step.
-        probe_every: steps between looks into the memories (metrics.jsonl, memory.png), 0 for none. A look reads one
+        probe_every: steps between probes of the memories (metrics.jsonl, memory.png), 0 for none. A probe reads one
             window without gradients.
         carry_state: each row reads consecutive windows of a document, from the state its last window left behind; the
-            gradient stays inside a window (back-propagation further back: a larger ``data.length``).
+            gradient stays inside a window (back-propagation further back: a larger ``data.length``). Evaluation reads
+            its documents in the same way, without fresh starts; in other runs each window from an empty memory.
         carry_fresh: share of windows that start afresh though their document goes on.
         carry_turns: streams that each row of the batch reads in turn, a window of one after a window of the other: the
             more, the more varied are the windows of neighbouring steps.
@@ -77,6 +80,7 @@ class TrainingSection(Section):
     """
 
     output_dir: str = "runs/titans"
+    init_from: str | None = None
     steps: int = Field(1000, ge=1)
     batch_size: int = Field(8, ge=1)
     gradient_accumulation: int = Field(1, ge=1)
@@ -132,6 +136,11 @@ class TrainConfig(Section):
         if self.training.carry_state and self.model.variant == "transformer":
             raise ValueError("training.carry_state: full attention keeps every token it has read, got True")
         return self
+
+    @property
+    def eval_windows(self) -> int:
+        """Windows that an evaluation reads, at least 1."""
+        return max(1, self.training.eval_tokens // self.data.length)
 
     @classmethod
     def load(cls, path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> "TrainConfig":
