@@ -46,26 +46,17 @@ def first_bad_activation(model: nn.Module, inputs: Mapping[str, Any]) -> str:
 def _hooked(model: nn.Module, bad: list[str]) -> Iterator[None]:
     """While open, collect the names of modules in the order in which they return something non-finite."""
 
-    def hook(name: str):
-        def check(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if any(not torch.isfinite(tensor).all() for tensor in _tensors(output)):
-                bad.append(name)
+    def check(name: str, output: Any) -> None:
+        tensors = (x for x in (output if isinstance(output, tuple) else (output,)) if isinstance(x, Tensor))
+        if not all(torch.isfinite(tensor).all() for tensor in tensors):
+            bad.append(name)
 
-        return check
-
-    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules() if name]
+    handles = [
+        module.register_forward_hook(lambda module, args, output, name=name: check(name, output))
+        for name, module in model.named_modules()
+    ]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """The floating-point tensors in a module's output, whatever tuples or mappings they lie in."""
-    if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, (tuple, list, Mapping)):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(item)

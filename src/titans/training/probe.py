@@ -18,7 +18,7 @@ def probe(model: TitansForCausalLM, inputs: Mapping[str, Any]) -> dict[str, Any]
     """Measure the outer gradients, and the memories on the first row of a batch.
 
     A probe never ends a run: it leaves the memories out where the window is shorter than a chunk, in which hardly
-    anything is written, and where one diverges, of which the loss will tell all processes at once.
+    anything is written, and where one diverges, which the loss shows on all processes at once.
 
     Args:
         model: with the gradients of an optimizer step, not yet clipped.

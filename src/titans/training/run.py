@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -118,7 +118,7 @@ def _initial_model(config: TrainConfig) -> TitansModel:
     folder = config.training.init_from or ""
     try:
         model = load_model(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(f"training.init_from: {error}") from error
     theirs = model.config.to_dict()
     for field, value in config.model.to_dict().items():
@@ -205,7 +205,7 @@ def trainer_arguments(settings: TrainingSection) -> TrainingArguments:
 
 def _save(trainer: TitansTrainer, data: RunData, folder: Path) -> None:
     """The trained model in our own format, and its tokenizer beside it."""
-    cast(TitansForCausalLM, trainer.model).model.save_pretrained(folder)
+    trainer.network.model.save_pretrained(folder)
     save_tokenizer(data.tokenizer, folder)
 
 
