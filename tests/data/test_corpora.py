@@ -66,6 +66,23 @@ def test_rows_are_documents_split_by_hash(tmp_path, suffix, write):
     assert set(load_documents(path, "validation", text_field="body")) == set(validation)
 
 
+RAW = "a\r\nb\rc\0\u2028d\x85e\n"
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_texts_are_read_as_they_stand(tmp_path, mark):
+    for name in ("train", "validation"):
+        (tmp_path / f"{name}.txt").write_bytes(mark + RAW.encode())
+        row = json.dumps({"text": "\ufeff" + RAW}, ensure_ascii=False).encode()
+        (tmp_path / f"{name}.jsonl").write_bytes(mark + row + b"\r\n\r\n" + row)
+        write_parquet(tmp_path / f"{name}.parquet", [RAW])
+    # A byte order mark inside a row is the row's; one at the beginning of a file is none of the text.
+    assert load_documents(tmp_path, "train") == ["\ufeff" + RAW] * 2 + [RAW] * 2
+    broken = b"x\xff" + RAW.encode()
+    (tmp_path / "train.txt").write_bytes(broken)
+    assert load_documents(tmp_path, "train")[-1] == "x\ufffd" + RAW
+
+
 def test_folder_pools_its_files(tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "b.txt").write_text("first")

@@ -1,12 +1,12 @@
 """Tokenizers, corpora, windows and synthetic tasks."""
 
 from titans.data.corpora import load_documents
+from titans.data.documents import TokenDocuments
 from titans.data.synthetic import iid_batch, mqar_accuracy, mqar_batch
 from titans.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer, Tokenizer, load_tokenizer
 from titans.data.windows import (
     EvaluationWindows,
     StreamDataset,
-    TokenDocuments,
     WindowDataset,
     bits_per_byte,
     evaluation_windows,

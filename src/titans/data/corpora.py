@@ -3,6 +3,7 @@
 Every source has a train and a validation split that never share a document and are the same on every run.
 """
 
+import codecs
 import hashlib
 import json
 import re
@@ -34,6 +35,9 @@ def load_documents(
     data_dir: str | Path | None = None,
 ) -> list[str]:
     """The documents of one split of a corpus, in a fixed order.
+
+    Local texts are taken as they stand, line ends, NULs and all, as UTF-8; bytes that are none become U+FFFD. A byte
+    order mark at the beginning of a ``.txt`` or ``.jsonl`` file is no text and is dropped.
 
     Args:
         source: ``"stdlib"`` (default: the source files of Python's own standard library, read where Python keeps
@@ -79,6 +83,7 @@ def _stdlib_documents(split: str) -> list[str]:
     chosen = [path for name, path in files if _stdlib_split(name) == split]
     if not chosen:
         raise _no_such_split("stdlib", split)
+    # Line ends are made alike, as Python does when it reads source: the corpus is the same on every machine.
     texts = (path.read_text(encoding="utf-8", errors="replace") for path in chosen)
     return [text for text in texts if text]
 
@@ -161,13 +166,14 @@ def _read_files(files: list[Path], source: Path, text_field: str) -> list[str]:
 
 
 def _read_text(file: Path, text_field: str) -> list[str]:
-    return [file.read_text(encoding="utf-8", errors="replace")]
+    return [_text_of(file.read_bytes())]
 
 
 def _read_jsonl(file: Path, text_field: str) -> list[str]:
     documents = []
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, start=1):
+    with file.open("rb") as lines:  # bytes end a line at \n alone; in text mode other characters could
+        for number, content in enumerate(lines, start=1):
+            line = _text_of(content) if number == 1 else content.decode("utf-8", errors="replace")
             if not line.strip():
                 continue
             try:
@@ -197,6 +203,11 @@ def _read_parquet(file: Path, text_field: str) -> list[str]:
     if any(value is not None and not isinstance(value, str) for value in values):
         raise ValueError(f"text_field: column {text_field!r} of {file} is not text")
     return [value for value in values if value is not None]
+
+
+def _text_of(content: bytes) -> str:
+    """A file's text without its byte order mark."""
+    return content.removeprefix(codecs.BOM_UTF8).decode("utf-8", errors="replace")
 
 
 def _no_such_split(source: str | Path, split: str) -> ValueError:

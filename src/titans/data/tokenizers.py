@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from tokenizers import Tokenizer as Backend
 
 KNOWN_END_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
@@ -25,7 +26,7 @@ class Tokenizer(Protocol):
 
     @property
     def separator_id(self) -> int:
-        """The id that ends every document."""
+        """The id before and after every document. No boundary follows from the id alone: a text may hold it too."""
         ...
 
     def encode(self, text: str) -> list[int]:
@@ -36,6 +37,14 @@ class Tokenizer(Protocol):
         """The same ids as a one-dimensional integer array, for texts of many megabytes."""
         ...
 
+    def encode_with_bytes(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """The same ids, and the bytes of UTF-8 that each stands for, which add up to those of ``text`` (no ids: to 0).
+
+        Where several tokens share a piece of text and the tokenizer does not say which bytes are whose, it counts with
+        the first; text that gives no token (dropped blanks) counts with the next one, at the end with the last one.
+        """
+        ...
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ``ids``; never fails on ids in range."""
         ...
@@ -44,7 +53,9 @@ class Tokenizer(Protocol):
 class ByteTokenizer:
     """The 256 byte values of UTF-8 as tokens.
 
-    The separator is byte 0 (NUL), which text files do not hold: it stands between documents and ends each one.
+    The separator is byte 0 (NUL). A NUL in a text stays a byte 0 of that text: documents are told apart by
+    `TokenDocuments.offsets` and by the ``document_ids`` of a window, never by the byte. Only generation, which ends at
+    the separator, would end at such a NUL too.
     """
 
     vocab_size = 256
@@ -57,6 +68,11 @@ class ByteTokenizer:
     def encode_array(self, text: str) -> np.ndarray:
         """UTF-8 bytes of ``text``, uint8 ``[n]``."""
         return np.frombuffer(text.encode("utf-8", errors="replace"), dtype=np.uint8)
+
+    def encode_with_bytes(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """UTF-8 bytes of ``text`` and as many ones, uint8 ``[n]``."""
+        ids = self.encode_array(text)
+        return ids, np.ones_like(ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of byte values; bytes that are no UTF-8 become U+FFFD.
@@ -75,10 +91,18 @@ class ByteTokenizer:
 class HuggingFaceTokenizer:
     """A tokenizer of the Hugging Face family, read from the local disk only.
 
+    Texts are encoded whole and as text: truncation and padding that the file asks for are switched off, and what spells
+    a special token (``</s>``) becomes ordinary pieces, not that token. Only a tokenizer that has no other ids for it
+    (a word list without its characters, or one whose unknown-word token is the separator) still gives the token.
+
     Args:
         path: a ``tokenizer.json`` file, or a folder with one or with any form that ``AutoTokenizer`` can convert.
-        separator: the token that ends a document. Default: the end-of-text token that the files beside the tokenizer
-            name, else the first known one in the vocabulary (``<|endoftext|>``, ``</s>``, ...).
+        separator: the token before and after every document. Default: the end-of-text token that the files beside the
+            tokenizer name, else the first known one in the vocabulary (``<|endoftext|>``, ``</s>``, ...).
+
+    Attributes:
+        vocab_size: the largest id plus one, added tokens included; ids may have gaps.
+        separator_id: the id of ``separator``.
 
     Raises:
         ValueError: ``path`` is no tokenizer, or it has no such separator.
@@ -88,6 +112,9 @@ class HuggingFaceTokenizer:
     def __init__(self, path: str | Path, separator: str | None = None):
         self.path = Path(path)
         self._backend, declared = _load_backend(self.path)
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = True
         candidates = [separator] if separator is not None else [*declared, *KNOWN_END_TOKENS]
         found = (self._backend.token_to_id(token) for token in candidates)
         separator_id = next((i for i in found if i is not None), None)
@@ -97,22 +124,46 @@ class HuggingFaceTokenizer:
                 f"separator: {asked} is not in the vocabulary of {self.path}; pass separator=<a token of it>"
             )
         self.separator_id = separator_id
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids, added tokens included."""
-        return self._backend.get_vocab_size(with_added_tokens=True)
+        self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+        self._spelled = _spellings(self._backend, separator_id)
+        self._id_bytes = _bytes_by_id(self._backend, self.vocab_size)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``; begin- and end-of-text tokens are not added."""
-        return self._backend.encode(text, add_special_tokens=False).ids
+        return self.encode_array(text).tolist()
 
     def encode_array(self, text: str) -> np.ndarray:
-        """Token ids of ``text``, int32 ``[n]``."""
-        return np.array(self.encode(text), dtype=np.int32)
+        """Token ids of ``text``, int32 ``[n]``; half surrogate pairs, which UTF-8 cannot hold, become ``?``."""
+        return self._encode(_whole_characters(text))[0]
+
+    def encode_with_bytes(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids of ``text``, int32 ``[n]``, and the bytes that each stands for, int64 ``[n]``."""
+        text = _whole_characters(text)
+        ids, encoding, places = self._encode(text)
+        if self._id_bytes is not None:
+            n_bytes = self._id_bytes[ids]
+            if n_bytes.sum() == len(text.encode()):  # else something was added, dropped or rewritten before the bytes
+                return ids, n_bytes
+        ends = np.array([end for _, end in encoding.offsets], dtype=np.int64)[places]
+        ends[-1:] = len(text)  # and, before it, an end may lie a little before the last one
+        return ids, np.diff(_byte_positions(text)[np.maximum.accumulate(ends)], prepend=0)
+
+    def _encode(self, text: str) -> tuple[np.ndarray, Encoding, np.ndarray]:
+        """Ids, the library's own result, and the token there that each id comes from."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        ids = np.array(encoding.ids, dtype=np.int32)
+        pieces = np.ones_like(ids)
+        special = np.flatnonzero(np.isin(ids, list(self._spelled)))
+        pieces[special] = [len(self._spelled[i]) for i in ids[special].tolist()]
+        places = np.repeat(np.arange(len(ids)), pieces)
+        spelled = [piece for i in ids[special].tolist() for piece in self._spelled[i]]
+        is_spelled = np.isin(places, special)
+        ids = ids[places]
+        ids[is_spelled] = spelled
+        return ids, encoding, places
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ``ids``, special tokens written out."""
+        """Text of ``ids``, special tokens written out; ids in a gap of the vocabulary give nothing."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def save(self, folder: str | Path) -> None:
@@ -173,6 +224,50 @@ def _convert_folder(path: Path) -> tuple[Backend, list[str]]:
     if backend is None:
         raise ValueError(f"tokenizer: {path} has no fast form; save it with a tokenizer.json first")
     return backend, [tokenizer.eos_token] if tokenizer.eos_token else []
+
+
+def _spellings(backend: Backend, separator_id: int) -> dict[int, list[int]]:
+    """Special tokens that the vocabulary may still find in a text, and the ids of their characters instead.
+
+    ``encode_special_tokens`` keeps the library from looking for special tokens; a model that knows whole words, or all
+    pieces of its list, finds those in its list all the same.
+    """
+    added = backend.get_added_tokens_decoder()
+    ids = {separator_id, *(i for i, token in added.items() if token.special)}
+    unknown = _model_ids(backend, "\U0010ffff")  # no character: what comes of it does so for any unknown text
+    found = {i: [piece for c in backend.id_to_token(i) or "" for piece in _model_ids(backend, c)] for i in ids}
+    return {i: pieces for i, pieces in found.items() if pieces and i not in pieces and i not in unknown}
+
+
+def _model_ids(backend: Backend, characters: str) -> list[int]:
+    try:
+        return [token.id for token in backend.model.tokenize(characters)]
+    except Exception:  # the library raises bare Exception where a model has no token for unknown text
+        return []
+
+
+def _bytes_by_id(backend: Backend, vocab_size: int) -> np.ndarray | None:
+    """How many bytes each id stands for, int64 ``[vocab_size]``, where the vocabulary is written in bytes."""
+    from tokenizers.decoders import ByteLevel
+
+    if not isinstance(backend.decoder, ByteLevel):
+        return None
+    added = backend.get_added_tokens_decoder()
+    lengths = np.zeros(vocab_size, dtype=np.int64)
+    for token, i in backend.get_vocab(with_added_tokens=True).items():
+        lengths[i] = len(token.encode()) if i in added else len(token)  # one letter of its alphabet a byte
+    return lengths
+
+
+def _whole_characters(text: str) -> str:
+    return text.encode("utf-8", errors="replace").decode("utf-8")
+
+
+def _byte_positions(text: str) -> np.ndarray:
+    """Where in its UTF-8 each character of ``text`` begins, and its length at the end; int64 ``[characters + 1]``."""
+    points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    n_bytes = 1 + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000)
+    return np.concatenate(([0], np.cumsum(n_bytes, dtype=np.int64)))
 
 
 def _missing_library(path: Path, library: str) -> ImportError:

@@ -1,78 +1,37 @@
-"""Tokenised documents and the windows that training and evaluation cut out of them."""
+"""The windows that training and evaluation cut out of tokenised documents.
+
+An item is a dictionary of tensors, int64 ``[length]`` each unless said otherwise:
+
+* ``input_ids``,
+* ``labels``: the ids, -100 at the first token of a document, which nothing before it tells; the model shifts them,
+* ``document_ids``: constant inside a document, another number from the first token of the next one on, so that the
+  model can start every document afresh inside a window.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from titans.data.tokenizers import Tokenizer
+from titans.data.documents import TokenDocuments
 
-
-@dataclass(frozen=True)
-class TokenDocuments:
-    """Documents as one flat array of token ids, each document followed by the separator.
-
-    Attributes:
-        tokens: uint16 ``[n]``, int32 for vocabularies above 65,536.
-        offsets: int64 ``[documents + 1]``; ``tokens[offsets[i]:offsets[i + 1]]`` is document i with its separator.
-        separator_id: the id that ends every document.
-        bytes: length of all documents in UTF-8, each separator counted as one byte.
-    """
-
-    tokens: np.ndarray
-    offsets: np.ndarray
-    separator_id: int
-    bytes: int
-
-    @classmethod
-    def from_texts(cls, texts: Sequence[str], tokenizer: Tokenizer) -> TokenDocuments:
-        """Tokenise ``texts``; empty ones are left out.
-
-        Raises:
-            ValueError: no text is left.
-        """
-        dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
-        separator = np.array([tokenizer.separator_id], dtype=dtype)
-        pieces = [tokenizer.encode_array(text).astype(dtype, copy=False) for text in texts]
-        pieces = [np.concatenate((piece, separator)) for piece in pieces if len(piece)]
-        if not pieces:
-            raise ValueError("texts: no document holds any text")
-        n_bytes = sum(len(text.encode("utf-8", errors="replace")) for text in texts) + len(pieces)
-        offsets = np.cumsum([0, *(len(piece) for piece in pieces)], dtype=np.int64)
-        return cls(np.concatenate(pieces), offsets, tokenizer.separator_id, n_bytes)
-
-    def __len__(self) -> int:
-        """Number of documents."""
-        return len(self.offsets) - 1
-
-    @property
-    def bytes_per_token(self) -> float:
-        """Mean number of bytes that a token stands for; 1 with the byte tokenizer."""
-        return self.bytes / len(self.tokens)
-
-    def document(self, index: int) -> np.ndarray:
-        """Token ids of one document without its separator."""
-        return self.tokens[self.offsets[index] : self.offsets[index + 1] - 1]
-
-    def window(self, start: int, length: int) -> Tensor:
-        """``length`` tokens from position ``start`` of the flat array on, which goes round at its end; int64."""
-        positions = np.arange(start, start + length)
-        return torch.from_numpy(self.tokens.take(positions, mode="wrap").astype(np.int64))
+IGNORED = -100
 
 
 class WindowDataset(Dataset[dict[str, Tensor]]):
     """Random training windows.
 
-    A document that, with its separator, is at least as long as the window gives a window of its own from anywhere
-    inside it. A shorter one is taken whole and joined by the documents that follow it in the corpus, a separator after
-    each, until the window is full. Documents are drawn in proportion to their length, with replacement.
+    A window is centred on a token drawn uniformly from the corpus, and moved inside that token's document where it
+    would reach over one of its ends: of the windows drawn from a document of n tokens, about ``length / (2 n)`` show
+    its beginning. A document that, with its separators, is shorter than the window is taken from its beginning and
+    joined by the documents that follow it in the corpus until the window is full.
 
     A window is a pure function of ``(seed, index)``: worker processes, batch sizes and a resumed run change nothing.
 
@@ -83,7 +42,7 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         n_windows: length of the data set. Default: as many windows as the tokens fill once. A longer run should ask for
             all windows that it will see, since a second pass over the same indices repeats the same windows.
 
-    Each item is ``{"input_ids", "labels"}``, int64 ``[length]``, labels equal to the ids: the model shifts them.
+    Each item is ``{"input_ids", "labels", "document_ids"}``, as at the head of this file.
 
     Raises:
         ValueError: ``length`` or ``n_windows`` is out of range.
@@ -104,15 +63,16 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         if not 0 <= index < self.n_windows:
             raise IndexError(f"index: {index} is outside [0, {self.n_windows})")
-        return _example(self.documents.window(self.start(index), self.length))
+        start = self.start(index)
+        return _example(self.documents, [(start, start + self.length)])
 
     def start(self, index: int) -> int:
         """First position of window ``index`` in the documents' flat array."""
-        where, offset = _draw(f"{self.seed}:{index}")
         offsets = self.documents.offsets
-        document = int(np.searchsorted(offsets, where % len(self.documents.tokens), side="right")) - 1
+        centre = _draw(f"{self.seed}:{index}") % len(self.documents.tokens)
+        document = int(np.searchsorted(offsets, centre, side="right")) - 1
         begin, end = int(offsets[document]), int(offsets[document + 1])
-        return begin + offset % max(1, end - begin - self.length + 1)
+        return max(begin, min(centre - self.length // 2, end - self.length))
 
 
 class StreamDataset(WindowDataset):
@@ -128,8 +88,8 @@ class StreamDataset(WindowDataset):
         streams: how many are read in turn, at least 1.
         fresh: share of windows that start afresh though their document goes on, in [0, 1].
 
-    Each item is ``{"input_ids", "labels", "fresh"}``; ``fresh``, a bool, says that the state of the window's stream
-    must be reset before it.
+    Each item is ``{"input_ids", "labels", "document_ids", "fresh"}``; ``fresh``, a bool, says that the state of the
+    window's stream must be reset before it. A window that is not fresh lies inside one document.
 
     Raises:
         ValueError: an argument is out of range.
@@ -171,7 +131,7 @@ class StreamDataset(WindowDataset):
             document = int(np.searchsorted(self.documents.offsets, start, side="right"))
             fresh = (
                 start + 2 * self.length > self.documents.offsets[document]
-                or _draw(f"{self.seed}:{at}:fresh")[0] < self.fresh * 2**64
+                or _draw(f"{self.seed}:{at}:fresh") < self.fresh * 2**64
             )
             start = super().start(at) if fresh else start + self.length
         self._reached[stream] = at, start, fresh
@@ -179,25 +139,34 @@ class StreamDataset(WindowDataset):
 
 
 class EvaluationWindows(Dataset[dict[str, Tensor]]):
-    """Fixed windows at given positions; see :func:`evaluation_windows`."""
+    """Fixed windows; see :func:`evaluation_windows`.
 
-    def __init__(self, documents: TokenDocuments, length: int, starts: Sequence[int]):
+    Attributes:
+        spans: for each window the pieces that fill it, ``(start, stop)`` in the documents' flat array.
+    """
+
+    def __init__(self, documents: TokenDocuments, length: int, spans: Sequence[Sequence[tuple[int, int]]]):
         self.documents = documents
         self.length = length
-        self.starts = list(starts)
+        self.spans = spans
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return len(self.spans)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return _example(self.documents.window(self.starts[index], self.length))
+        spans = self.spans[index]
+        n_bytes = sum(int(self.documents.byte_lengths[start + 1 : stop].sum()) for start, stop in spans)
+        return {**_example(self.documents, spans), "bytes": torch.tensor(n_bytes)}
 
 
 def evaluation_windows(documents: TokenDocuments, length: int, n: int | None = None) -> EvaluationWindows:
-    """Windows for evaluation: contiguous, never overlapping, the same at every call.
+    """Windows for evaluation that score every token once; the same at every call.
 
-    A document that, with its separator, is at least as long as the window is cut from its start on; a remainder that
-    fills no window is left out. A shorter one begins a window that the documents after it fill up.
+    A document longer than a window is cut into consecutive pieces from its start on, each read afresh; the last token
+    of a piece is the first of the next one, read there and not scored again. What is left over, and shorter documents,
+    are packed in their order into windows of several documents; a piece that the end of a window cuts goes on afresh in
+    the next one. All but what is left for a last window that is not full is scored: every text token and the end
+    of every document, never the separator before it.
 
     Args:
         documents: what to cut from.
@@ -205,7 +174,8 @@ def evaluation_windows(documents: TokenDocuments, length: int, n: int | None = N
         n: keep this many, evenly spread over the whole corpus; default all, also when there are fewer.
 
     Returns:
-        A data set of ``{"input_ids", "labels"}``, int64 ``[length]``, labels equal to the ids.
+        A data set of ``{"input_ids", "labels", "document_ids", "bytes"}``, as at the head of this file; ``bytes``, an
+        int64 scalar, is the bytes of text that the window's targets stand for, the end of a document counted as one.
 
     Raises:
         ValueError: ``length`` or ``n`` is out of range, or the documents together are shorter than one window.
@@ -213,21 +183,30 @@ def evaluation_windows(documents: TokenDocuments, length: int, n: int | None = N
     _check_length(length)
     if n is not None and n < 1:
         raise ValueError(f"n: {n} must be at least 1")
-    starts: list[int] = []
-    covered = 0
-    for begin, end in zip(documents.offsets[:-1].tolist(), documents.offsets[1:].tolist()):
-        position = max(begin, covered)
-        while position + length <= end:
-            starts.append(position)
-            position = covered = position + length
-        if position == begin and begin + length <= len(documents.tokens):
-            starts.append(begin)
-            covered = begin + length
-    if not starts:
+    windows = list(_pack(documents.offsets.tolist(), length))
+    if not windows:
         raise ValueError(f"length: {length} is more than the {len(documents.tokens)} tokens of all documents together")
-    if n is not None and n < len(starts):
-        starts = [starts[i * len(starts) // n] for i in range(n)]
-    return EvaluationWindows(documents, length, starts)
+    if n is not None and n < len(windows):
+        windows = [windows[i * len(windows) // n] for i in range(n)]
+    return EvaluationWindows(documents, length, windows)
+
+
+def _pack(offsets: Sequence[int], length: int) -> Iterator[list[tuple[int, int]]]:
+    """The pieces of every full window, in the order in which the windows fill."""
+    shared: list[tuple[int, int]] = []
+    room = length
+    for at, end in pairwise(offsets):
+        while at + length <= end:
+            yield [(at, at + length)]
+            at += length - 1
+        while at + 1 < end:
+            taken = min(room, end - at)
+            shared.append((at, at + taken))
+            at += taken - 1
+            room -= taken
+            if not room:
+                yield shared
+                shared, room = [], length
 
 
 def bits_per_byte(nats_per_token: float, tokens: int, bytes: int) -> float:
@@ -236,7 +215,7 @@ def bits_per_byte(nats_per_token: float, tokens: int, bytes: int) -> float:
     Args:
         nats_per_token: mean loss of a token.
         tokens: number of tokens it was averaged over.
-        bytes: number of bytes these tokens stand for (``tokens * documents.bytes_per_token``).
+        bytes: number of bytes these tokens stand for: the sum of the evaluation windows' ``bytes``.
 
     Raises:
         ValueError: ``bytes`` is not positive.
@@ -246,10 +225,9 @@ def bits_per_byte(nats_per_token: float, tokens: int, bytes: int) -> float:
     return nats_per_token * tokens / (bytes * math.log(2))
 
 
-def _draw(key: str) -> tuple[int, int]:
-    """Two numbers below 2^64. A hash, not a random generator: the same under every version of numpy and torch."""
-    digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
-    return int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")
+def _draw(key: str) -> int:
+    """A number below 2^64. A hash, not a random generator: the same under every version of numpy and torch."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
 
 
 def _check_length(length: int) -> None:
@@ -257,5 +235,10 @@ def _check_length(length: int) -> None:
         raise ValueError(f"length: {length} must be at least 2, one token to read and one to predict")
 
 
-def _example(input_ids: Tensor) -> dict[str, Tensor]:
-    return {"input_ids": input_ids, "labels": input_ids.clone()}
+def _example(documents: TokenDocuments, spans: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+    """The item that pieces ``(start, stop)`` of the flat array make up."""
+    input_ids = torch.cat([documents.window(start, stop - start) for start, stop in spans])
+    document_ids = torch.cat([documents.document_ids(start, stop - start) for start, stop in spans])
+    labels = input_ids.clone()
+    labels[1:][document_ids[1:] != document_ids[:-1]] = IGNORED
+    return {"input_ids": input_ids, "labels": labels, "document_ids": document_ids}
