@@ -1,5 +1,6 @@
 """What an evaluation scores: the targets inside documents, their own bytes, and streams where state is carried."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from runs import metrics, quiet
-from titans.data import TokenDocuments, evaluation_windows, load_documents, load_tokenizer
+from titans.data import TokenDocuments, load_documents, load_tokenizer
 from titans.hf import TitansForCausalLM
 from titans.models import load_model
 from titans.training.data import EvaluationStreams, RunData, collate
@@ -32,29 +33,19 @@ class Packed(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         ids = torch.randint(1, 256, (24,), generator=torch.Generator().manual_seed(index))
         owners = torch.zeros(24, dtype=torch.int64) if index != 1 else torch.tensor([0] * 9 + [1] * 10 + [2] * 5)
-        return {"input_ids": ids, "labels": ids.clone(), "document_ids": owners, "bytes": torch.tensor(50 + index)}
+        labels = ids.clone()
+        labels[1:][owners[1:] != owners[:-1]] = -100
+        return {"input_ids": ids, "labels": labels, "document_ids": owners, "bytes": torch.tensor(50 + index)}
 
     def __len__(self) -> int:
         return 3
 
 
-class Counted(Dataset):
-    """All evaluation windows of some documents, each with the bytes of its targets."""
-
-    def __init__(self, documents: TokenDocuments):
-        self.windows = evaluation_windows(documents, 24)
-        self.documents, self.length, self.starts = documents, 24, self.windows.starts
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"bytes": torch.tensor(23), **self.windows[index]}
-
-
 def test_a_batch_keeps_document_ids_only_where_a_row_has_several():
     items = Packed()
     plain, packed = collate([items[0], items[2]]), collate([items[0], items[1]])
-    assert set(plain) == {"input_ids", "labels", "bytes"} and torch.equal(plain["labels"], plain["input_ids"])
-    assert packed["document_ids"].shape == (2, 24)
-    assert (packed["labels"] == -100).nonzero().tolist() == [[1, 9], [1, 19]]
+    assert set(plain) == {"input_ids", "labels", "bytes"}
+    assert packed["document_ids"].shape == packed["labels"].shape == (2, 24)
 
 
 @pytest.mark.parametrize("takes", [True, False])
@@ -90,28 +81,27 @@ def test_evaluation_scores_inside_documents_by_their_own_bytes(make_config, docu
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 9])
-@pytest.mark.parametrize("n", [1, 7, 100])
-def test_streams_read_documents_in_order_whatever_the_batch(documents, rows, n):
-    windows = Counted(documents)
-    starts = {tuple(windows[i]["input_ids"].tolist()): start for i, start in enumerate(windows.starts)}
-    streams = EvaluationStreams(windows, rows, n)
+@pytest.mark.parametrize(("n", "tokens"), [(1, 24), (7, 77 + 51), (100, None)])
+def test_streams_read_documents_in_order_whatever_the_batch(documents, rows, n, tokens):
+    streams = EvaluationStreams(documents, 24, rows, n)
     assert len(streams) % rows == 0
-    read, at = [], {}
+    read: list[list[int]] = []
+    current: dict[int, list[int]] = {}
     for index in range(len(streams)):
         item, row = streams[index], index % rows
-        if (item["labels"] == -100).all():
-            assert item["bytes"] == 0 and item["fresh"]
-            continue
-        start = starts[tuple(item["input_ids"].tolist())]
-        assert item["fresh"] == (start in documents.offsets)
-        if not item["fresh"]:
-            assert start == at[row] + 24
-        at[row] = start
-        read.append(start)
-    assert len(read) == len(set(read)) == min(n, len(windows.starts))
-    if rows > 1:
-        everything = EvaluationStreams(windows, 1, n)
-        assert sorted(read) == sorted(starts[tuple(everything[i]["input_ids"].tolist())] for i in range(len(read)))
+        scored = item["labels"] != -100  # the first token of a window too, which the shift leaves out
+        assert item["bytes"] == max(0, int(scored.sum()) - 1)
+        if item["fresh"]:
+            current[row] = []
+            read.append(current[row])
+        current[row].extend(item["labels"][scored].tolist())
+    texts = [documents.tokens[a:b].tolist() for a, b in itertools.pairwise(documents.offsets)]
+    read = [text for text in read if text]
+    if tokens is None:
+        assert sorted(read) == sorted(text[:-1] if len(text) % 24 == 1 else text for text in texts)
+    else:
+        assert sum(map(len, read)) == tokens
+        assert all(any(text[: len(part)] == part for text in texts) for part in read)
 
 
 @pytest.mark.parametrize("variant", ["MAC", "LMM", "swa"])
@@ -130,13 +120,11 @@ def test_a_run_that_carries_state_is_evaluated_on_documents_as_streams(make_conf
     model = load_model(folder)
     nats, targets = 0.0, 0
     for text in load_documents(corpus, "validation"):
-        ids = torch.tensor([[*text.encode(), 0]])
-        whole = ids.shape[1] // 24 * 24
+        ids = torch.tensor([[0, *text.encode(), 0]])
         with torch.no_grad():
             losses = F.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], reduction="none")
-        # Every token of its windows but the first of each.
-        losses = F.pad(losses, (1, 0))[:whole].view(-1, 24)[:, 1:]
-        nats, targets = nats + losses.sum().item(), targets + losses.numel()
+        scored = torch.arange(1, ids.shape[1]) % 24 != 0  # every token but the first of each window
+        nats, targets = nats + losses[scored].sum().item(), targets + int(scored.sum())
     last = metrics(config.training.output_dir)[-1]
     assert last["eval_loss"] == pytest.approx(nats / targets, rel=1e-5)
     assert last["eval_bpb"] == pytest.approx(nats / targets / math.log(2), rel=1e-5)

@@ -28,8 +28,7 @@ class RunData:
 
     Args:
         training: documents of the train split.
-        validation: windows of the validation split: the fixed ones of every evaluation, or all of them when the run
-            carries state; None when the run never evaluates.
+        validation: fixed windows of the validation split; None when the run never evaluates.
         tokenizer: the tokenizer of both.
     """
 
@@ -58,9 +57,7 @@ def load_data(config: TrainConfig) -> RunData:
         if not config.training.eval_every:
             return RunData(training, None, tokenizer)
         held_out = TokenDocuments.from_texts(load_documents(section.source, "validation", **options), tokenizer)
-        n_windows = None if config.training.carry_state else config.eval_windows
-        windows = evaluation_windows(held_out, section.length, n_windows)
-        windows = _MeanBytes(windows.documents, windows.length, windows.starts)
+        windows = evaluation_windows(held_out, section.length, config.eval_windows)
     except ConfigError:
         raise
     except (ValueError, OSError, ImportError) as error:
@@ -68,66 +65,55 @@ def load_data(config: TrainConfig) -> RunData:
     return RunData(training, windows, tokenizer)
 
 
-class _MeanBytes(EvaluationWindows):
-    """Until the windows of `titans.data` count the bytes of their targets themselves: the mean's, exact for bytes."""
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        n_bytes = round((self.length - 1) * self.documents.bytes_per_token)
-        return {"bytes": torch.tensor(n_bytes), **super().__getitem__(index)}
-
-
 class EvaluationStreams(Dataset[dict[str, Tensor]]):
-    """Evaluation windows as streams: every document read window after window, several documents at a time.
+    """Documents as streams, for evaluation with carried state: each is read window after window, several at a time.
 
-    Documents come in a fixed random order, each in the row of the batch that is free first; a row that has nothing left
-    to read gets windows without targets. Which windows are read does not depend on the size of the batch.
+    Documents come in a fixed random order, each in the row of the batch that is free first; rows with nothing left to
+    read get windows without targets. What is read does not depend on the size of the batch. The first token of a window
+    is read and not scored, as in training.
 
     Args:
-        windows: all windows of the split, in the order of the text.
+        documents: what to read.
+        length: tokens a window, ≥ 2.
         rows: of a batch, over all processes.
         n: read this many windows at most, ≥ 1; the last document may be cut short.
 
-    Each item is that of ``windows`` with ``fresh``, a bool: the row's state must be reset before it.
+    Each item is ``{"input_ids", "labels", "bytes", "fresh"}`` as of `titans.data.evaluation_windows`; ``fresh``, a
+    bool, says that the row's state must be reset before it.
     """
 
-    def __init__(self, windows: EvaluationWindows, rows: int, n: int):
-        self.windows = windows
-        begins = set(windows.documents.offsets.tolist())
-        documents: list[list[int]] = []
-        for i, start in enumerate(windows.starts):
-            if i == 0 or start in begins or start != windows.starts[i - 1] + windows.length:
-                documents.append([])
-            documents[-1].append(i)
-        order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(0)).tolist()
-        self.rows: list[list[tuple[int, bool]]] = [[] for _ in range(rows)]
-        for document in (documents[i] for i in order):
-            row = min(self.rows, key=len)
-            row.extend((i, i == document[0]) for i in document[:n])
-            n -= len(document[:n])
+    def __init__(self, documents: TokenDocuments, length: int, rows: int, n: int):
+        self.documents = documents
+        self.length = length
+        self.rows: list[list[tuple[int, int, bool]]] = [[] for _ in range(rows)]  # start, stop, fresh
+        for i in torch.randperm(len(documents), generator=torch.Generator().manual_seed(0)).tolist():
+            begin, end = documents.offsets[i : i + 2].tolist()
+            starts = range(begin, end - 1, length)[:n]  # a last token alone would be no target
+            min(self.rows, key=len).extend((start, min(start + length, end), start == begin) for start in starts)
+            n -= len(starts)
 
     def __len__(self) -> int:
         return len(self.rows) * max(map(len, self.rows))
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         at, row = divmod(index, len(self.rows))
-        if at < len(self.rows[row]):
-            i, fresh = self.rows[row][at]
-            return {**self.windows[i], "fresh": torch.tensor(fresh)}
-        item = {**self.windows[0], "fresh": torch.tensor(True)}
-        return {**item, "labels": torch.full_like(item["labels"], -100), "bytes": torch.zeros_like(item["bytes"])}
+        start, stop, fresh = self.rows[row][at] if at < len(self.rows[row]) else (0, 0, True)
+        ids = self.documents.window(start, self.length)  # what follows a document's end is read in vain, then reset
+        labels = ids.clone()
+        labels[stop - start :] = -100
+        n_bytes = int(self.documents.byte_lengths[start + 1 : stop].sum())
+        return {"input_ids": ids, "labels": labels, "bytes": torch.tensor(n_bytes), "fresh": torch.tensor(fresh)}
 
 
 def collate(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Items of a data set as one batch, each entry stacked.
 
-    No document predicts the first token of the one after it: such labels become -100. ``document_ids`` stay only where
-    a row holds more than one document: the model has less to do without them.
+    ``document_ids`` stay only where a row holds more than one document: the model has less to do without them.
     """
     batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
-    documents = batch.pop("document_ids", None)
-    if documents is not None and bool((begins := documents[:, 1:] != documents[:, :-1]).any()):
-        batch["labels"][:, 1:].masked_fill_(begins, -100)
-        batch["document_ids"] = documents
+    documents = batch.get("document_ids")
+    if documents is not None and bool((documents == documents[:, :1]).all()):
+        del batch["document_ids"]
     return batch
 
 

@@ -150,7 +150,7 @@ def _assemble(
     evaluation = data.validation
     if evaluation is not None and settings.carry_state:
         rows = arguments.per_device_eval_batch_size * arguments.world_size
-        evaluation = EvaluationStreams(evaluation, rows, config.eval_windows)
+        evaluation = EvaluationStreams(evaluation.documents, config.data.length, rows, config.eval_windows)
     trainer = TitansTrainer(
         settings,
         model=model,
