@@ -28,7 +28,7 @@ from titans.experiments.machine import made_with
 from titans.experiments.text import validation_streams
 from titans.training import ConfigError, TrainConfig
 from titans.training.checkpoints import CONFIG_FILE, check_same, last_checkpoint
-from titans.training.curve import read_metrics
+from titans.training.plots import read_metrics
 from titans.training.run import train
 
 BASE = {

@@ -46,7 +46,15 @@ def main() -> int:
     print("A sample:\n" + "\n".join("  | " + line for line in sample.splitlines()) + "\n")
     (folder / "sample.txt").write_text(sample)
     print("Files:")
-    for name in ("model", "metrics.jsonl", "curve.png", "memory.png", "memory.json", "sample.txt"):
+    for name in (
+        "model",
+        "metrics.jsonl",
+        "curve.png",
+        "memory.png",
+        "demo_memory.png",
+        "demo_memory.json",
+        "sample.txt",
+    ):
         print(f"  {folder / name}")
     print(f'\nNext: .venv/bin/titans generate --model {result.model_dir} --prompt "class Memory:"')
     return 0
@@ -62,12 +70,12 @@ def measure(model: TitansModel, length: int, folder: Path) -> dict[str, float]:
         for mode in ("on", "reset")
     }
     plot_loss_by_position(
-        {"memory on": curves["on"], "memory reset at every segment": curves["reset"]}, folder / "memory.png",
+        {"memory on": curves["on"], "memory reset at every segment": curves["reset"]}, folder / "demo_memory.png",
         title="What the memory is worth: loss by position", segment=model.config.segment,
     )  # fmt: skip
     scores = {mode: curve.mean().item() for mode, curve in curves.items()}
     report = {"bits_per_byte": scores, "by_position": {mode: curve.tolist() for mode, curve in curves.items()}}
-    (folder / "memory.json").write_text(json.dumps(report) + "\n")
+    (folder / "demo_memory.json").write_text(json.dumps(report) + "\n")
     return scores
 
 

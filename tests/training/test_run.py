@@ -12,11 +12,11 @@ import torch
 from rich.console import Console
 
 from runs import AtStep, losses, metrics, poison_activation, poison_gradient, poison_weight, quiet
-from titans.data import TokenDocuments, evaluation_windows, load_documents, load_tokenizer
+from titans.data import TokenDocuments, WindowDataset, evaluation_windows, load_documents, load_tokenizer
 from titans.models import load_model
 from titans.training.config import ConfigError
+from titans.training.finite import NonFiniteError
 from titans.training.run import train
-from titans.training.trainer import NonFiniteError
 
 
 def test_a_run_leaves_model_metrics_curve_and_checkpoints(make_config, capfd):
@@ -47,9 +47,10 @@ def test_a_run_leaves_model_metrics_curve_and_checkpoints(make_config, capfd):
     whole = math.hypot(*steps[1]["gradient_norms"].values())
     assert whole == pytest.approx(steps[1]["grad_norm"], rel=1e-4)
     assert (folder / "memory.png").read_bytes().startswith(b"\x89PNG")
-    assert [line["step"] for line in metrics(folder) if "eval_loss" in line] == [4, 8]
+    evaluations = [line for line in metrics(folder) if "eval_loss" in line]
+    assert [line["step"] for line in evaluations] == [4, 8]
+    assert evaluations[1]["eval_loss"] < evaluations[0]["eval_loss"]
     assert result.step == 8 and result.signal is None
-    assert steps[-1]["loss"] < steps[0]["loss"]
 
 
 def test_evaluation_is_the_mean_loss_and_in_bits_per_byte(corpus, whole):
@@ -139,6 +140,40 @@ def test_a_folder_with_a_run_is_not_overwritten(make_config, tmp_path):
     assert not (tmp_path / "empty").exists()
 
 
+def test_a_run_starts_from_a_finished_model_at_another_length(make_config, corpus, whole, tmp_path):
+    given = tmp_path / "given"
+    shutil.copytree(whole / "model", given)
+    overrides = (f"training.init_from={given}", "data.length=48", "training.lr=1e-3")
+    config = make_config("longer", *overrides)
+    stop = AtStep(5, lambda model: signal.raise_signal(signal.SIGTERM))
+    train(config, console=quiet(), callbacks=[stop])
+    documents = TokenDocuments.from_texts(load_documents(corpus, "train"), load_tokenizer("bytes"))
+    windows = WindowDataset(documents, 48, config.training.seed)
+    ids = torch.stack([windows[i]["input_ids"] for i in range(2)])
+    with torch.no_grad():
+        expected = load_model(given)(ids, labels=ids).loss.item()
+    first = metrics(config.training.output_dir)[0]
+    assert first["step"] == 1 and first["loss"] == pytest.approx(expected, rel=1e-5)
+    assert first["lr"] == pytest.approx(0.5e-3)  # warm-up from the beginning
+
+    shutil.rmtree(given)  # a resumed run has its weights in the checkpoint
+    result = train(config, resume=True, console=quiet())
+    assert result.step == 8 and load_model(result.model_dir).config.max_seq_len == 48
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.chunk_size=4", r"the model in .* has chunk_size = 8, model\.chunk_size is 4"),
+        ("training.init_from=/nowhere", r"'/nowhere' has no config\.json"),
+    ],
+)
+def test_another_model_to_start_from_is_refused(make_config, whole, tmp_path, override, message):
+    with pytest.raises(ConfigError, match=rf"training\.init_from: .*{message}"):
+        train(make_config("run", f"training.init_from={whole / 'model'}", override), console=quiet())
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -198,7 +233,7 @@ def test_probing_changes_nothing(make_config, whole):
 
 
 def test_windows_shorter_than_a_chunk_are_not_probed(make_config):
-    """Nothing is written in them, so there is nothing to see."""
+    """Nothing is written in them, so there is nothing to measure."""
     config = make_config("short", "training.probe_every=1", "model.chunk_size=32", "data.length=16")
     folder = Path(train(config, console=quiet()).model_dir).parent
     assert not (folder / "memory.png").exists()

@@ -23,8 +23,8 @@ def train(
         overrides = [*(set_ or []), *([f"training.output_dir={json.dumps(str(output))}"] if output else [])]
         settings = TrainConfig.load(config, overrides)
 
+        from titans.training.finite import NonFiniteError
         from titans.training.run import train as run  # transformers takes seconds to import
-        from titans.training.trainer import NonFiniteError
     try:
         result = run(settings, resume=resume)
     except ConfigError as error:

@@ -60,10 +60,9 @@ class Metrics(TrainerCallback):
                 file.write(json.dumps({"step": state.global_step, **record}) + "\n")
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        self._mark = time.perf_counter()  # an evaluation or a checkpoint is no training time
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._mark = time.perf_counter()
+
+    on_save = on_evaluate  # neither is training time
 
 
 class Pictures(TrainerCallback):
@@ -90,8 +89,7 @@ class Pictures(TrainerCallback):
                     self.console.print(f"{image} could not be drawn: {error}", highlight=False)
             self._drawn_at = state.global_step
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        self.on_evaluate(args, state, control)
+    on_train_end = on_evaluate
 
 
 class Display(TrainerCallback):

@@ -1,4 +1,4 @@
-"""Training on carried state: what the streams of a `StreamDataset` remember between their windows."""
+"""Training on carried state: the states of streams between their windows."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,25 +16,31 @@ class CarriedStates:
 
     Args:
         turns: micro-batches before the first one's streams are read on, at least 1.
+        per_step: micro-batches of an optimizer step, at least 1.
     """
 
-    def __init__(self, turns: int):
+    def __init__(self, turns: int, per_step: int):
         self.turns = turns
+        self.per_step = per_step
+        self.micro_batches = 0  # read by this process
         self._states: dict[int, ModelState] = {}
         self._new: dict[int, ModelState] = {}  # of an optimizer step that may still fail
 
-    def before(self, micro_batch: int, fresh: Sequence[bool]) -> ModelState | None:
-        """The state to read a micro-batch from, its ``fresh`` rows reset; None where all rows are."""
-        turn = micro_batch % self.turns
+    def before(self, fresh: Sequence[bool]) -> ModelState | None:
+        """The state to read the next micro-batch from, its ``fresh`` rows reset; None where all rows are."""
+        if self.micro_batches % self.per_step == 0:
+            self.settle()
+        turn = self.micro_batches % self.turns
         state = self._new.get(turn, self._states.get(turn))
         if state is None or all(fresh):
             return None
         return state.reset([row for row, starts in enumerate(fresh) if starts])
 
-    def after(self, micro_batch: int, state: ModelState) -> None:
-        """Note what a micro-batch left behind."""
+    def after(self, state: ModelState) -> None:
+        """Keep what that micro-batch left behind."""
         # Copies as a file would hold them: no slice keeps a larger tensor alive, and a resumed run rounds alike.
-        self._new[micro_batch % self.turns] = state.map(lambda x: x.detach().contiguous().clone())
+        self._new[self.micro_batches % self.turns] = state.map(lambda x: x.detach().contiguous().clone())
+        self.micro_batches += 1
 
     def settle(self) -> None:
         """The optimizer step was taken: what it left behind counts."""
@@ -52,26 +58,26 @@ class CarriedStates:
             origin = Origin(state.origin.fingerprint, weights="in training")
             replace(state, origin=origin).save(_file(folder, process, turn))
 
-    def load(self, folder: str | Path, process: int, processes: int, micro_batches: int, model: TitansModel) -> None:
+    def load(self, folder: str | Path, process: int, processes: int, steps: int, model: TitansModel) -> None:
         """Take up what ``save`` wrote, as states of ``model``.
 
         Args:
             folder: the checkpoint.
             process, processes: which of how many this is.
-            micro_batches: how many each process had read.
+            steps: how many optimizer steps had been taken.
             model: whose states they become.
 
         Raises:
             ConfigError: written by another number of processes, or a file is missing or damaged.
         """
         wrote = len(list(Path(folder).glob("carried-*-0.safetensors")))
-        if micro_batches and wrote != processes:
+        if steps and wrote != processes:
             raise ConfigError(
                 f"training.carry_state: {folder} holds the states of {wrote} processes, this run has {processes}"
             )
         device = model.embedding.weight.device
-        self._new, self._states = {}, {}
-        for turn in range(min(self.turns, micro_batches)):
+        self.micro_batches, self._new, self._states = steps * self.per_step, {}, {}
+        for turn in range(min(self.turns, self.micro_batches)):
             try:
                 state = ModelState.load(_file(folder, process, turn))
             except (FileNotFoundError, ValueError) as error:

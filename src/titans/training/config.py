@@ -3,15 +3,18 @@
 import copy
 import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from titans.models import TitansConfig
 
-# TitansConfig carries these too, because the seeds' users look for them there. One value each: given in one place it
+Model = TypeVar("Model", bound=BaseModel)
+
+# TitansConfig carries these too, where users of similar packages expect them. One value each: given in one place it
 # holds in both, given differently in both it is an error.
 SHARED_FIELDS = {
     ("data", "length"): "max_seq_len",
@@ -51,7 +54,9 @@ class TrainingSection(Section):
     """How to train.
 
     Args:
-        output_dir: folder of the run: checkpoints, metrics.jsonl, curve.png and the final ``model``.
+        output_dir: folder of the run: checkpoints, metrics.jsonl, pictures and the final ``model``.
+        init_from: folder of a finished model to train on from, with a fresh optimizer and schedule; its configuration
+            must be the run's, but for the length of windows (``data.length``) and the learning rate. None starts anew.
         steps: optimizer steps of the whole run.
         batch_size: windows per device and micro-batch.
         gradient_accumulation: micro-batches per optimizer step.
@@ -65,10 +70,11 @@ class TrainingSection(Section):
         save_every: steps between checkpoints, 0 for one at the end only.
         keep_checkpoints: how many of the newest checkpoints stay.
         log_every: steps between printed lines where no progress bar can be drawn; metrics.jsonl has every step.
-        probe_every: steps between looks into the memories (metrics.jsonl, memory.png), 0 for none. A look reads one
+        probe_every: steps between probes of the memories (metrics.jsonl, memory.png), 0 for none. A probe reads one
             window without gradients.
         carry_state: each row reads consecutive windows of a document, from the state its last window left behind; the
-            gradient stays inside a window (back-propagation further back: a larger ``data.length``).
+            gradient stays inside a window (back-propagation further back: a larger ``data.length``). Evaluation reads
+            its documents in the same way, without fresh starts; in other runs each window from an empty memory.
         carry_fresh: share of windows that start afresh though their document goes on.
         carry_turns: streams that each row of the batch reads in turn, a window of one after a window of the other: the
             more, the more varied are the windows of neighbouring steps.
@@ -77,6 +83,7 @@ class TrainingSection(Section):
     """
 
     output_dir: str = "runs/titans"
+    init_from: str | None = None
     steps: int = Field(1000, ge=1)
     batch_size: int = Field(8, ge=1)
     gradient_accumulation: int = Field(1, ge=1)
@@ -133,8 +140,13 @@ class TrainConfig(Section):
             raise ValueError("training.carry_state: full attention keeps every token it has read, got True")
         return self
 
+    @property
+    def eval_windows(self) -> int:
+        """Windows that an evaluation reads, at least 1."""
+        return max(1, self.training.eval_tokens // self.data.length)
+
     @classmethod
-    def load(cls, path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> "TrainConfig":
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> "TrainConfig":
         """Read a YAML file and apply overrides of the form ``section.field=value``, the value parsed as YAML.
 
         Raises:
@@ -143,17 +155,9 @@ class TrainConfig(Section):
         return cls.parse(read_mapping(path), overrides, origin=str(path))
 
     @classmethod
-    def parse(
-        cls, raw: dict[str, Any], overrides: tuple[str, ...] | list[str] = (), origin: str = "config"
-    ) -> "TrainConfig":
+    def parse(cls, raw: dict[str, Any], overrides: Sequence[str] = (), origin: str = "config") -> "TrainConfig":
         """Check a nested mapping as `load` checks a file; ``origin`` begins every message."""
-        raw = copy.deepcopy(raw)
-        for override in overrides:
-            _set(raw, override)
-        try:
-            return cls.model_validate(raw)
-        except ValidationError as error:
-            raise ConfigError(f"{origin}: {describe(error, cls)}") from error
+        return _validated(cls, raw, overrides, origin)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, every default spelt out, the memory's rule included.
@@ -168,7 +172,7 @@ class TrainConfig(Section):
         Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
 
 
-def load_model_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> TitansConfig:
+def load_model_config(path: str | Path, overrides: Sequence[str] = ()) -> TitansConfig:
     """The model's configuration from a run's file (its ``model`` section) or from a file of its own.
 
     Raises:
@@ -177,12 +181,7 @@ def load_model_config(path: str | Path, overrides: tuple[str, ...] | list[str] =
     raw = read_mapping(path)
     if "model" in raw:
         return TrainConfig.parse(raw, overrides, origin=str(path)).model
-    for override in overrides:
-        _set(raw, override)
-    try:
-        return TitansConfig.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {describe(error, TitansConfig)}") from error
+    return _validated(TitansConfig, raw, overrides, str(path))
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
@@ -216,6 +215,17 @@ def describe(error: ValidationError, root: type[BaseModel] | None = None) -> str
                 message += f" (got {item['input']!r})"
         lines.append(": ".join(filter(None, [".".join(path), message])))
     return " ".join("; ".join(lines).split())
+
+
+def _validated(model: type[Model], raw: dict[str, Any], overrides: Sequence[str], origin: str) -> Model:
+    """A mapping with its overrides as a checked ``model``."""
+    raw = copy.deepcopy(raw)
+    for override in overrides:
+        _set(raw, override)
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {describe(error, model)}") from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -261,10 +271,8 @@ def _as_dict(section: Any) -> Any:
 
 def _suggestion(path: list[str], root: type[BaseModel] | None) -> str:
     """``, did you mean 'x'?`` when a field of the same section is spelt like the last part of ``path``."""
+    fields = root.model_fields if root is not None else {}
     for part in path[:-1]:
-        field = root.model_fields.get(part) if root is not None else None
-        root = field.annotation if field is not None and isinstance(field.annotation, type) else None
-        if root is not None and not issubclass(root, BaseModel):
-            root = None
-    close = difflib.get_close_matches(path[-1], root.model_fields if root is not None else (), n=1)
+        fields = getattr(fields[part].annotation, "model_fields", {}) if part in fields else {}
+    close = difflib.get_close_matches(path[-1], fields, n=1)
     return f", did you mean {close[0]!r}?" if close else ""

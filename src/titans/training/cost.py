@@ -1,5 +1,6 @@
 """What a model costs, measured on a forward pass of one of its blocks: parameters, FLOPs per token, bytes of state."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -37,21 +38,27 @@ class Part:
 
 @dataclass(frozen=True)
 class Cost:
-    """What `measure_cost` found.
+    """What a model costs.
 
     Args:
         parts: by kind of layer; their sums are the totals.
-        parameters: learned numbers, shared ones once.
-        flops_per_token: of the matrix products of one forward pass, over its tokens.
-        state_bytes: of one stream's state after that pass, its open chunk and segment as full as they get.
-        tokens: length of that pass.
+        state_bytes: of one stream's state after the pass, its open chunk and segment as full as they get.
+        tokens: length of the pass.
     """
 
     parts: tuple[Part, ...]
-    parameters: int
-    flops_per_token: float
     state_bytes: int
     tokens: int
+
+    @property
+    def parameters(self) -> int:
+        """Learned numbers, shared ones once."""
+        return sum(part.parameters for part in self.parts)
+
+    @property
+    def flops_per_token(self) -> float:
+        """Of the matrix products of one forward pass, over its tokens."""
+        return sum(part.flops_per_token for part in self.parts)
 
 
 def measure_cost(config: TitansConfig, longest: int = 1024) -> Cost:
@@ -74,51 +81,32 @@ def measure_cost(config: TitansConfig, longest: int = 1024) -> Cost:
         out = block(torch.zeros((1, tokens), dtype=torch.int64))
     counts = {name.partition(".")[2]: sum(kinds.values()) for name, kinds in counter.get_flop_counts().items()}
     parts = _parts(config, block, counts, counter.get_total_flops(), tokens)
-    return Cost(
-        parts=parts,
-        parameters=sum(part.parameters for part in parts),
-        flops_per_token=sum(part.flops_per_token for part in parts),
-        state_bytes=out.state.nbytes * config.n_layers,
-        tokens=tokens,
-    )
+    return Cost(parts, state_bytes=out.state.nbytes * config.n_layers, tokens=tokens)
 
 
 def _parts(config: TitansConfig, block: nn.Module, counts: dict[str, int], total: int, tokens: int) -> tuple[Part, ...]:
     """Parameters and FLOPs by part.
 
-    Args:
-        config: the whole model.
-        block: the model of one block and one token id.
-        counts: FLOPs of each module that was called, with everything below it, by its path.
-        total: FLOPs of the whole pass; what no linear map or convolution did is the mixing itself.
-        tokens: length of the pass.
+    ``counts`` has the FLOPs of each module that was called, with everything below it, by its path; what is left of
+    ``total`` after linear maps and convolutions is the mixing itself.
     """
-    parameters: dict[str, int] = {}
-    products: dict[str, int] = {}
-    mixing = total
-    seen: set[int] = set()
-    for path, module in block.named_modules():
-        part = _part(block, path)
+    parameters: Counter[str] = Counter()
+    products: Counter[str] = Counter({MIXING: config.n_layers * total})
+    counted: set[nn.Parameter] = set()
+
+    def visit(module: nn.Module, path: str, part: str) -> None:
+        part = HEAD if path == "head" else PARTS.get(type(module), part)
         times = config.n_layers if path.startswith("blocks.") else config.vocab_size if part in TABLES else 1
-        own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
-        seen.update(id(p) for p in own)
-        parameters[part] = parameters.get(part, 0) + times * sum(p.numel() for p in own)
+        own = set(module.parameters(recurse=False)) - counted
+        counted.update(own)
+        parameters[part] += times * sum(p.numel() for p in own)
         if not any(module.children()):
-            products[part] = products.get(part, 0) + times * counts.get(path, 0)
-            mixing -= counts.get(path, 0)
-    products[MIXING] = config.n_layers * mixing
-    names = [*PARTS.values(), HEAD, MIXING, OTHER]
-    found = [Part(name, parameters.get(name, 0), products.get(name, 0) / tokens) for name in names]
-    return tuple(part for part in found if part.parameters or part.flops_per_token)
+            products[part] += times * counts.get(path, 0)
+            products[MIXING] -= config.n_layers * counts.get(path, 0)
+        for name, child in module.named_children():
+            visit(child, f"{path}.{name}" if path else name, part)
 
-
-def _part(model: nn.Module, path: str) -> str:
-    """The part that the module at ``path`` belongs to."""
-    if path == "head":
-        return HEAD
-    steps = path.split(".")
-    for depth in range(len(steps), 0, -1):
-        part = PARTS.get(type(model.get_submodule(".".join(steps[:depth]))))
-        if part is not None:
-            return part
-    return OTHER
+    visit(block, "", OTHER)
+    names = (*PARTS.values(), HEAD, MIXING, OTHER)
+    parts = (Part(name, parameters[name], products[name] / tokens) for name in names)
+    return tuple(part for part in parts if part.parameters or part.flops_per_token)

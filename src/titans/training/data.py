@@ -1,8 +1,11 @@
-"""The data of a run: documents and tokenizer from the configuration's ``data`` section."""
+"""The data of a run: documents and tokenizer from the configuration's ``data`` section, and its batches."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from titans.data import (
     ByteTokenizer,
@@ -17,10 +20,6 @@ from titans.data import (
 from titans.training.config import ConfigError, TrainConfig
 
 TOKENIZER_DIR = "tokenizer"
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
-    "spiece.model", "vocab.json", "vocab.txt", "merges.txt", "config.json",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,13 +29,11 @@ class RunData:
     Args:
         training: documents of the train split.
         validation: fixed windows of the validation split; None when the run never evaluates.
-        bytes_per_token: mean bytes of a validation token.
         tokenizer: the tokenizer of both.
     """
 
     training: TokenDocuments
     validation: EvaluationWindows | None
-    bytes_per_token: float
     tokenizer: Tokenizer
 
 
@@ -58,29 +55,72 @@ def load_data(config: TrainConfig) -> RunData:
         options = {"text_field": section.text_field, "data_dir": section.data_dir}
         training = TokenDocuments.from_texts(load_documents(section.source, "train", **options), tokenizer)
         if not config.training.eval_every:
-            return RunData(training, None, training.bytes_per_token, tokenizer)
+            return RunData(training, None, tokenizer)
         held_out = TokenDocuments.from_texts(load_documents(section.source, "validation", **options), tokenizer)
-        n_windows = max(1, config.training.eval_tokens // section.length)
-        windows = evaluation_windows(held_out, section.length, n_windows)
+        windows = evaluation_windows(held_out, section.length, config.eval_windows)
     except ConfigError:
         raise
     except (ValueError, OSError, ImportError) as error:
         raise ConfigError(f"data.{error}") from error
-    return RunData(training, windows, held_out.bytes_per_token, tokenizer)
+    return RunData(training, windows, tokenizer)
+
+
+class EvaluationStreams(Dataset[dict[str, Tensor]]):
+    """Documents as streams, for evaluation with carried state: each is read window after window, several at a time.
+
+    Documents come in a fixed random order, each in the row of the batch that is free first; rows with nothing left to
+    read get windows without targets. What is read does not depend on the size of the batch. The first token of a window
+    is read and not scored, as in training.
+
+    Args:
+        documents: what to read.
+        length: tokens a window, ≥ 2.
+        rows: of a batch, over all processes.
+        n: read this many windows at most, ≥ 1; the last document may be cut short.
+
+    Each item is ``{"input_ids", "labels", "bytes", "fresh"}`` as of `titans.data.evaluation_windows`; ``fresh``, a
+    bool, says that the row's state must be reset before it.
+    """
+
+    def __init__(self, documents: TokenDocuments, length: int, rows: int, n: int):
+        self.documents = documents
+        self.length = length
+        self.rows: list[list[tuple[int, int, bool]]] = [[] for _ in range(rows)]  # start, stop, fresh
+        for i in torch.randperm(len(documents), generator=torch.Generator().manual_seed(0)).tolist():
+            begin, end = documents.offsets[i : i + 2].tolist()
+            starts = range(begin, end - 1, length)[:n]  # a last token alone would be no target
+            min(self.rows, key=len).extend((start, min(start + length, end), start == begin) for start in starts)
+            n -= len(starts)
+
+    def __len__(self) -> int:
+        return len(self.rows) * max(map(len, self.rows))
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        at, row = divmod(index, len(self.rows))
+        start, stop, fresh = self.rows[row][at] if at < len(self.rows[row]) else (0, 0, True)
+        ids = self.documents.window(start, self.length)  # what follows a document's end is read in vain, then reset
+        labels = ids.clone()
+        labels[stop - start :] = -100
+        n_bytes = int(self.documents.byte_lengths[start + 1 : stop].sum())
+        return {"input_ids": ids, "labels": labels, "bytes": torch.tensor(n_bytes), "fresh": torch.tensor(fresh)}
+
+
+def collate(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Items of a data set as one batch, each entry stacked.
+
+    ``document_ids`` stay only where a row holds more than one document: the model has less to do without them.
+    """
+    batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
+    documents = batch.get("document_ids")
+    if documents is not None and bool((documents == documents[:, :1]).all()):
+        del batch["document_ids"]
+    return batch
 
 
 def save_tokenizer(tokenizer: Tokenizer, model_dir: Path) -> None:
-    """Copy the tokenizer's files into the model's folder; bytes need none."""
-    if not isinstance(tokenizer, HuggingFaceTokenizer):
-        return
-    target = model_dir / TOKENIZER_DIR
-    target.mkdir()
-    folder = tokenizer.path if tokenizer.path.is_dir() else tokenizer.path.parent
-    for name in TOKENIZER_FILES:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, target / name)
-    if tokenizer.path.is_file():
-        shutil.copyfile(tokenizer.path, target / "tokenizer.json")
+    """Write the tokenizer into the model's folder; bytes need none."""
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        tokenizer.save(model_dir / TOKENIZER_DIR)
 
 
 def load_saved_tokenizer(model_dir: str | Path) -> Tokenizer:

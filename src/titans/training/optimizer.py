@@ -6,29 +6,28 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-# Names whose matrices are no plain maps of activations, by dotted part: exactly, or at its beginning.
-# ``gates`` projects to θ, η and α; it starts near zero on purpose (math.md §7) and decay would pull every token's gate
-# back to the shared bias. The memory's learned initial weights set the scale at which it works for a whole stream
-# (`sphere` and `anchored` keep their row norms), and its gains and biases per head are those of a norm. Persistent
-# tokens ``P`` and MAC's learned queries ``summary`` are content.
-UNDECAYED_NAMES = ("gates", "P", "summary")
-UNDECAYED_BEGINNINGS = ("initial", "norm")
 
+def undecayed_parameters(model: nn.Module) -> set[nn.Parameter]:
+    """The parameters of ``model`` that weight decay leaves alone.
 
-def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies to a parameter: to matrices that map activations, and to nothing else.
-
-    Not decayed: everything with fewer than two dimensions (norm gains, biases, scales), the memory's gate projection,
-    its learned initial weights and the persistent tokens. The embedding is decayed: it is tied to the output
-    projection, which is such a map.
+    Decay is for matrices that map activations, so everything with fewer than two dimensions (norm gains, biases,
+    scales) is left out, and so is what a module names in its class attribute ``undecayed: tuple[str, ...]``: own
+    parameters or child modules, the latter with all that is below them. A tied parameter counts as undecayed wherever
+    one of its places is.
 
     Args:
-        name: dotted name as in ``model.named_parameters()``.
-        parameter: the parameter itself.
+        model: any module.
+
+    Raises:
+        AttributeError: a module names something that it does not have.
     """
-    if parameter.ndim < 2:
-        return False
-    return not any(part in UNDECAYED_NAMES or part.startswith(UNDECAYED_BEGINNINGS) for part in name.split("."))
+    found = {parameter for parameter in model.parameters() if parameter.ndim < 2}
+    for module in model.modules():
+        for name in getattr(module, "undecayed", ()):
+            part = getattr(module, name)
+            if part is not None:  # an option that is switched off
+                found.update(part.parameters() if isinstance(part, nn.Module) else [part])
+    return found
 
 
 def build_optimizer(
@@ -42,21 +41,22 @@ def build_optimizer(
     Args:
         model: any module; frozen parameters are left out.
         lr: peak learning rate, > 0. Default 4e-4 (Titans §5.1).
-        weight_decay: decay of the first group, ≥ 0 (see :func:`decays`). Default 0.1.
+        weight_decay: decay of the first group, ≥ 0. Default 0.1.
         betas: AdamW's moment decays. Default (0.9, 0.95).
 
     Returns:
-        The optimizer, its first group decayed and its second not.
+        The optimizer, its first group decayed and its second (`undecayed_parameters`) not.
 
     Raises:
         ValueError: when the model has no trainable parameter.
     """
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if not named:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
         raise ValueError("model: no parameter requires a gradient, there is nothing to train")
+    undecayed = undecayed_parameters(model)
     groups = [
-        {"params": [p for name, p in named if decays(name, p)], "weight_decay": weight_decay},
-        {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
+        {"params": [p for p in trained if p not in undecayed], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p in undecayed], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=betas)
 

@@ -5,20 +5,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
 from titans.data import StreamDataset, WindowDataset
 from titans.hf import TitansForCausalLM, TitansHFConfig
+from titans.models import TitansModel, load_model
 from titans.training import checkpoints
 from titans.training.callbacks import Display, Metrics, Pictures, StopOnSignal
 from titans.training.config import ConfigError, TrainConfig, TrainingSection
-from titans.training.curve import plot_curve, plot_memory
-from titans.training.data import RunData, load_data, save_tokenizer
+from titans.training.data import EvaluationStreams, RunData, collate, load_data, save_tokenizer
+from titans.training.plots import plot_curve, plot_memory
 from titans.training.trainer import TitansTrainer
 
 
@@ -61,18 +62,24 @@ def train(
         The end of the run; its ``signal`` is set when SIGINT or SIGTERM stopped it after a checkpoint.
 
     Raises:
-        ConfigError: unusable data, nothing to resume, a run in the way, or settings that do not fit the run to resume.
+        ConfigError: unusable data, nothing to resume, a run in the way, settings that do not fit the run to resume, or
+            a model in ``training.init_from`` that is not the configured one.
         NonFiniteError: the loss or a gradient was not finite; the last good step is saved.
     """
     found = checkpoints.check_folder(config, resume)
+    initial = None
     if found is not None:
         _check_computation(found[0])
+    elif config.training.init_from is not None:
+        initial = _initial_model(config)
     data = load_data(config)
     output_dir = Path(config.training.output_dir)
     console = Console(stderr=True) if console is None else console
     stop = StopOnSignal()
-    with _quiet(), _threads(config.training.threads), stop:
+    with _surroundings(config.training.threads), stop:
         trainer, metrics, display = _assemble(config, data, console, [*callbacks, stop])
+        if initial is not None:
+            trainer.network.model.load_state_dict(initial.state_dict())
         if trainer.is_world_process_zero():
             output_dir.mkdir(parents=True, exist_ok=True)
             checkpoints.truncate_metrics(metrics.path, found[1] if found else -1)
@@ -102,6 +109,26 @@ def _check_computation(checkpoint: Path) -> None:
         raise ConfigError(f"training.output_dir: {checkpoint}: {error}") from error
 
 
+def _initial_model(config: TrainConfig) -> TitansModel:
+    """The finished model that the run starts from.
+
+    Raises:
+        ConfigError: there is none in the folder, or it is another model than the run's.
+    """
+    folder = config.training.init_from or ""
+    try:
+        model = load_model(folder)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"training.init_from: {error}") from error
+    theirs = model.config.to_dict()
+    for field, value in config.model.to_dict().items():
+        if theirs[field] != value and field not in ("max_seq_len", "lr", "gradient_checkpointing"):
+            raise ConfigError(
+                f"training.init_from: the model in {folder} has {field} = {theirs[field]!r}, model.{field} is {value!r}"
+            )
+    return model
+
+
 def _assemble(
     config: TrainConfig, data: RunData, console: Console, callbacks: list[TrainerCallback]
 ) -> tuple[TitansTrainer, Metrics, Display]:
@@ -120,13 +147,17 @@ def _assemble(
     set_seed(settings.seed)
     model = TitansForCausalLM(TitansHFConfig(config.model))
     model.model.set_engine(settings.engine)
+    evaluation = data.validation
+    if evaluation is not None and settings.carry_state:
+        rows = arguments.per_device_eval_batch_size * arguments.world_size
+        evaluation = EvaluationStreams(evaluation.documents, config.data.length, rows, config.eval_windows)
     trainer = TitansTrainer(
         settings,
-        bytes_per_token=data.bytes_per_token,
         model=model,
         args=arguments,
+        data_collator=collate,
         train_dataset=_windows(config, data, windows_per_step, arguments.world_size),
-        eval_dataset=data.validation,
+        eval_dataset=evaluation,
         callbacks=[metrics, pictures, display, *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
@@ -174,31 +205,22 @@ def trainer_arguments(settings: TrainingSection) -> TrainingArguments:
 
 def _save(trainer: TitansTrainer, data: RunData, folder: Path) -> None:
     """The trained model in our own format, and its tokenizer beside it."""
-    cast(TitansForCausalLM, trainer.model).model.save_pretrained(folder)
+    trainer.network.model.save_pretrained(folder)
     save_tokenizer(data.tokenizer, folder)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' bars for reading and writing weights off the screen, and a hint of torch that bf16 brings."""
-    shown = transformers_logging.is_progress_bar_enabled()
+def _surroundings(threads: int | None) -> Iterator[None]:
+    """For the time of a run: ``threads`` CPU threads for torch, no bars of transformers for reading and writing
+    weights, no hint of torch that bf16 brings."""
+    bars, before = transformers_logging.is_progress_bar_enabled(), torch.get_num_threads()
     transformers_logging.disable_progress_bar()
+    torch.set_num_threads(before if threads is None else threads)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
             yield
     finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Let torch use ``count`` CPU threads meanwhile."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
         torch.set_num_threads(before)
+        if bars:
+            transformers_logging.enable_progress_bar()
