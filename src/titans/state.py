@@ -116,9 +116,9 @@ class State:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held by all tensors."""
+        """Bytes held by all tensors, counts left out."""
         sizes: list[int] = []
-        walk(lambda leaf, x: sizes.append(x.numel() * x.element_size()) or x, self)
+        self.map(lambda x: sizes.append(x.numel() * x.element_size()) or x)
         return sum(sizes)
 
 

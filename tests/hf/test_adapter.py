@@ -10,7 +10,7 @@ from helpers import assert_close
 from titans.hf import TitansForCausalLM, TitansHFConfig, register
 from titans.miras import MirasConfig
 from titans.models import TitansConfig, load_model
-from titans.models.computation import COMPUTATION
+from titans.models.semantics import SEMANTICS
 
 
 def tiny(**changes) -> TitansForCausalLM:
@@ -40,9 +40,9 @@ def test_a_folder_made_for_another_computation_is_refused(tmp_path, made_for):
     """Its weights would load, or stay uninitialised, and compute something else."""
     tiny().save_pretrained(tmp_path)
     told = json.loads((tmp_path / "config.json").read_text())
-    assert told.pop("computation") == COMPUTATION
-    (tmp_path / "config.json").write_text(json.dumps(told | ({"computation": made_for} if made_for else {})))
-    with pytest.raises(ValueError, match=f"computation {made_for or '1'}, this is {COMPUTATION}"):
+    assert told.pop("semantics") == SEMANTICS
+    (tmp_path / "config.json").write_text(json.dumps(told | ({"semantics": made_for} if made_for else {})))
+    with pytest.raises(ValueError, match=f"computation {made_for or '1'}, this is {SEMANTICS}"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
 

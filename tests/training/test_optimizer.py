@@ -75,10 +75,8 @@ def test_a_name_that_a_module_does_not_have_is_an_error():
         build_optimizer(Misspelt(3, 3))
 
 
-roles = pytest.mark.skip(reason="roles land with the rebuilt layers")
 
 
-@roles
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_only_maps_of_activations_are_decayed(variant):
     model = tiny(variant)
@@ -94,7 +92,6 @@ def test_only_maps_of_activations_are_decayed(variant):
         assert f"{name}.bias" not in decayed
 
 
-@roles
 def test_the_memory_keeps_its_gates_initial_weights_and_norm():
     memory = NeuralMemory(16, n_heads=2, chunk_size=4)
     undecayed = {name for name, _ in memory.named_parameters()} - decayed_names(memory)
@@ -103,7 +100,6 @@ def test_the_memory_keeps_its_gates_initial_weights_and_norm():
     assert {"qkv.weight", "out.weight", "read_gate.weight"}.isdisjoint(undecayed)
 
 
-@roles
 def test_persistent_tokens_are_not_decayed():
     model = tiny("MAC")
     tokens = {name for name, _ in model.named_parameters() if name.endswith(".P")}

@@ -81,7 +81,7 @@ def test_a_run_of_another_computation_is_not_resumed(make_config):
     train(config, console=quiet(), callbacks=[AtStep(5, lambda model: signal.raise_signal(signal.SIGTERM))])
     folder = Path(config.training.output_dir)
     file, before = folder / "checkpoint-5" / "config.json", losses(folder)
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"computation": "2"}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"semantics": "2"}))
     with pytest.raises(ConfigError, match="made for computation 2"):
         train(config, resume=True, console=quiet())
     assert losses(folder) == before

@@ -18,7 +18,7 @@ def info(
         from rich.table import Table
 
         from titans.training.config import load_model_config
-        from titans.training.cost import measure_cost
+        from titans.models.cost import measure_cost
 
         model = load_model_config(config, set_ or [])
     cost = measure_cost(model)

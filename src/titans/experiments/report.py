@@ -13,7 +13,7 @@ from rich.table import Table
 
 from titans.experiments.experiment import Experiment
 from titans.experiments.machine import made_with
-from titans.training.checkpoints import write_whole
+from titans.files import write_whole
 
 ABSENT = "–"
 

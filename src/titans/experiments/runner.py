@@ -18,7 +18,7 @@ from rich.console import Console
 from titans.experiments.experiment import Experiment, Figures, Workplace
 from titans.experiments.machine import made_with
 from titans.experiments.report import Report, write_report
-from titans.training.checkpoints import write_whole
+from titans.files import write_whole
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,7 @@ class TitansForCausalLM(PreTrainedModel):
         labels: torch.Tensor | None = None,
         state: ModelState | None = None,
         store_mask: torch.Tensor | None = None,
+        document_ids: torch.Tensor | None = None,
         logits_to_keep: int = 0,
     ) -> TitansHFOutput:
         """Run the model; see `titans.models` for the arguments (``[B, T]``, labels shifted inside, -100 ignored)."""
@@ -100,6 +101,7 @@ class TitansForCausalLM(PreTrainedModel):
             attention_mask=attention_mask,
             state=state,
             store_mask=store_mask,
+            document_ids=document_ids,
             logits_to_keep=logits_to_keep,
         )
         return TitansHFOutput(loss=out.loss, logits=out.logits, state=out.state)

@@ -141,11 +141,10 @@ class NeuralMemory(Module):
         self.gates = MemoryGates(d_model, n_heads, self.head_dim, self.miras, self.use_decay, self.theta_max)
         shapes = [(n_heads, *shape) for shape in self.miras.architecture.shapes(self.head_dim)]
         self.initial_weights = nn.ParameterList(nn.Parameter(torch.empty(shape)) for shape in shapes)
-        if self.miras.algorithm.per_chunk:
-            self.log_steps = nn.ParameterList(nn.Parameter(torch.empty(n_heads)) for _ in shapes)
-        if self.miras.architecture.residual_norm:
-            self.norm_gain = nn.Parameter(torch.empty(n_heads, self.head_dim))
-            self.norm_bias = nn.Parameter(torch.empty(n_heads, self.head_dim))
+        per_chunk, normed = self.miras.algorithm.per_chunk, self.miras.architecture.residual_norm
+        self.log_steps = nn.ParameterList(nn.Parameter(torch.empty(n_heads)) for _ in shapes) if per_chunk else None
+        for name in ("norm_gain", "norm_bias"):
+            self.register_parameter(name, nn.Parameter(torch.empty(n_heads, self.head_dim)) if normed else None)
         self.read_norm = nn.RMSNorm(d_model)
         self.read_gate = Linear(d_model, d_model)
         self.out = Linear(d_model, d_model)
@@ -157,10 +156,10 @@ class NeuralMemory(Module):
             self.initial_weights, self.miras.architecture.initial(self.head_dim, self.n_heads), strict=True
         ):
             parameter.copy_(self.miras.retention.initial(start))
-        if self.miras.algorithm.per_chunk:
+        if self.log_steps is not None:
             for parameter, step in zip(self.log_steps, default_steps(tuple(self.initial_weights)), strict=True):
                 parameter.copy_(step.log())
-        if self.miras.architecture.residual_norm:
+        if self.norm_gain is not None and self.norm_bias is not None:
             nn.init.ones_(self.norm_gain)
             nn.init.zeros_(self.norm_bias)
         self.file_under_what_came_before()
@@ -306,9 +305,9 @@ class NeuralMemory(Module):
     @property
     def rule(self) -> Rule:
         """The memory's rule, bound to this layer's parameters."""
-        norm = (self.norm_gain, self.norm_bias) if self.miras.architecture.residual_norm else None
+        norm = None if self.norm_gain is None or self.norm_bias is None else (self.norm_gain, self.norm_bias)
         steps = None
-        if self.miras.algorithm.per_chunk:
+        if self.log_steps is not None:
             # θ / θ_max is what scales a step here (math.md §4).
             steps = tuple(s.exp() / self.theta_max for s in self.log_steps)
         return Rule(self.miras, tuple(self.initial_weights), self.chunk_size, norm, steps)

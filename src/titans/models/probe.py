@@ -119,4 +119,4 @@ def _reading(memory: NeuralMemory, traces: list[MemoryTrace], states: list[Neura
 
 def _norm(weights: Sequence[Tensor], rows: int = 1) -> float:
     """The Frobenius norm over heads and maps, its root mean square over the rows of the batch."""
-    return math.sqrt(sum(w.double().square().sum().item() for w in weights) / rows)
+    return math.sqrt(sum(float(w.float().square().sum()) for w in weights) / rows)

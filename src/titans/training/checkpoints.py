@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from titans.files import write_whole
 from titans.training.config import ConfigError, TrainConfig, read_mapping
 
 CONFIG_FILE = "config.yaml"
@@ -98,19 +99,3 @@ def truncate_metrics(path: Path, step: int) -> None:
         if record["step"] <= step:
             kept.append(line + "\n")
     write_whole(path, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a file or folder beside ``path``, then move it there: readers never see a part of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        write(temporary)
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 from transformers.utils import logging as transformers_logging
 
 from titans.data import StreamDataset, WindowDataset
+from titans.files import write_whole
 from titans.hf import TitansForCausalLM, TitansHFConfig
 from titans.models import TitansModel, load_model
 from titans.training import checkpoints
@@ -83,14 +84,14 @@ def train(
         if trainer.is_world_process_zero():
             output_dir.mkdir(parents=True, exist_ok=True)
             checkpoints.truncate_metrics(metrics.path, found[1] if found else -1)
-            checkpoints.write_whole(output_dir / checkpoints.CONFIG_FILE, config.to_yaml)
+            write_whole(output_dir / checkpoints.CONFIG_FILE, config.to_yaml)
         try:
             trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
         finally:
             display.close()
         finished = trainer.state.global_step >= config.training.steps
         if finished and trainer.is_world_process_zero():
-            checkpoints.write_whole(output_dir / checkpoints.MODEL_DIR, lambda folder: _save(trainer, data, folder))
+            write_whole(output_dir / checkpoints.MODEL_DIR, lambda folder: _save(trainer, data, folder))
     return TrainResult(
         step=trainer.state.global_step,
         loss=metrics.last["loss"],

@@ -10,8 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from titans.layers.attention import Attention
 from titans.layers.feedforward import FeedForward
-from titans.memory import NeuralMemory, PersistentMemory
-from titans.models import TitansConfig, build_model
+from titans.layers.neural_memory import NeuralMemory
+from titans.layers.persistent_memory import PersistentMemory
+from titans.models.build import build_model
+from titans.models.config import TitansConfig
 
 # A parameter, and the products of a module's own forward, belong to the innermost of these types around it.
 PARTS: dict[type[nn.Module], str] = {

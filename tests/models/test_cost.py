@@ -6,7 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from titans.models import TitansConfig, build_model, count_parameters
-from titans.training.cost import measure_cost
+from titans.models.cost import measure_cost
 
 
 @pytest.mark.parametrize(
