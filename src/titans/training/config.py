@@ -149,7 +149,7 @@ class TrainConfig(Section):
         """Check a nested mapping as `load` checks a file; ``origin`` begins every message."""
         raw = copy.deepcopy(raw)
         for override in overrides:
-            _set(raw, override)
+            set_field(raw, override)
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
@@ -178,7 +178,7 @@ def load_model_config(path: str | Path, overrides: tuple[str, ...] | list[str] =
     if "model" in raw:
         return TrainConfig.parse(raw, overrides, origin=str(path)).model
     for override in overrides:
-        _set(raw, override)
+        set_field(raw, override)
     try:
         return TitansConfig.model_validate(raw)
     except ValidationError as error:
@@ -234,7 +234,7 @@ def _parse_yaml(text: str, origin: str) -> Any:
         raise ConfigError(f"{origin}: not YAML: {' '.join(str(error).split())}") from error
 
 
-def _set(raw: dict[str, Any], override: str) -> None:
+def set_field(raw: dict[str, Any], override: str) -> None:
     """Apply one ``a.b=c`` to the nested mapping in place."""
     path, sign, text = override.partition("=")
     if not sign or not path or not all(path.split(".")):
