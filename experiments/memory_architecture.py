@@ -14,7 +14,7 @@ def arms(scale: str, data: Path | None = None) -> dict[str, Comparison]:
     text = corpus(size, data)
     # A gated MLP has three maps where an MLP has two.
     networks = [Vector(), Matrix(), size.mlp, GatedMLP(expansion=size.expansion * 2 / 3)]
-    found = {network.name: comparison(size, "LMM", text, miras=MirasConfig.steady(network)) for network in networks}
+    found = {network.name: comparison(size, text, "LMM", miras=MirasConfig.steady(network)) for network in networks}
     return equal_size(found, like="mlp")
 
 

@@ -230,7 +230,7 @@ def test_they_are_listed(capsys):
         (["ablation", "--model", "FOLDER"], "--model: ablation takes none"),
         (["ablation", "--data", "FOLDER"], "holds no .txt, .jsonl, .parquet file"),
         (["eval-perplexity", "--model", "FOLDER"], "has no config.json"),
-        (["ablation", "--output", "FILE"], "is a file"),
+        (["ablation", "--output", "FILE"], "File exists"),
         (["train-enwik8"], "enwik8 is not here and could not be downloaded"),
     ],
 )

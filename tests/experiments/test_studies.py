@@ -136,7 +136,7 @@ def test_every_part_of_stability_has_figures(console, tmp_path, monkeypatch):
     stability = study("stability")
     monkeypatch.setitem(stability.arms.__globals__, "TINY", {"tokens": 4000, "steps": 22})
     monkeypatch.setitem(stability.arms.__globals__, "PRESETS", ("steady",))
-    texts = ["what the memory reads it may forget, " * 40]
+    texts = ["what the memory reads it may forget, " * 400]
     monkeypatch.setitem(stability.arms.__globals__, "load_documents", lambda *a: texts)
     report = run(plan(stability, "tiny", [0], tmp_path), console)
     for arm in ("steady", "muon"):

@@ -57,22 +57,21 @@ def measure_words(settings: Comparison, seed: int, place: Workplace) -> Figures:
 def rules(scale: str, data: Path | None = None) -> dict[str, Comparison]:
     """The five named rules with the scale's MLP, and the baselines, all of the size of the first."""
     size = SCALES[scale]
-    text = corpus(size, data)
+    arm = partial(comparison, size, corpus(size, data))
     presets = {name: getattr(MirasConfig, name)(architecture=size.mlp) for name in PRESETS}
-    found = {name: comparison(size, "LMM", text, miras=rule) for name, rule in presets.items()}
+    found = {name: arm("LMM", miras=rule) for name, rule in presets.items()}
     baselines: tuple[Variant, ...] = ("swa", "transformer")
-    return equal_size({**found, **{name: comparison(size, name, text) for name in baselines}}, like="titans")
+    return equal_size({**found, **{name: arm(name) for name in baselines}}, like="titans")
 
 
 def depths(scale: str, data: Path | None = None) -> dict[str, Comparison]:
     """Depths 1 to 4 under the steady rule and a sliding window, all of the size of depth 2."""
     size = SCALES[scale]
-    text = corpus(size, data)
-    found = {}
+    arm, found = partial(comparison, size, corpus(size, data)), {}
     for depth in (1, 2, 3, 4):
         network = MLP(depth=depth, expansion=expansion(depth, size.expansion)) if depth > 1 else Matrix()
-        found[f"depth-{depth}"] = comparison(size, "LMM", text, miras=MirasConfig.steady(network))
-    return equal_size({**found, "swa": comparison(size, "swa", text)}, like="depth-2")
+        found[f"depth-{depth}"] = arm("LMM", miras=MirasConfig.steady(network))
+    return equal_size({**found, "swa": arm("swa")}, like="depth-2")
 
 
 def expansion(depth: int, like: float) -> float:
@@ -86,7 +85,7 @@ def expansion(depth: int, like: float) -> float:
 
 def parts(scale: str, data: Path | None = None) -> dict[str, Comparison]:
     """The LMM, and the LMM with one change; sizes are as they come."""
-    size = SCALES[scale]
+    size = replace(SCALES[scale], lengths=SCALES[scale].lengths[:1])
     text = corpus(size, data)
     rule = MirasConfig.titans(architecture=size.mlp)
     unwrapped = size.mlp.model_copy(update={"residual_norm": False})
@@ -100,9 +99,8 @@ def parts(scale: str, data: Path | None = None) -> dict[str, Comparison]:
         "no-norm-wrapper": {"miras": rule.model_copy(update={"architecture": unwrapped})},
         "sphere": {"miras": rule.model_copy(update={"retention": SphereRetention()})},
     }
-    size = replace(size, lengths=(size.length,))
     return {
-        name: comparison(size, "LMM", text, recall=False, **{"miras": rule, **change})
+        name: comparison(size, text, "LMM", recall=False, **{"miras": rule, **change})
         for name, change in changes.items()
     }
 
@@ -118,7 +116,7 @@ def published(source: str, names: tuple[str, ...]) -> Callable[..., dict[str, Co
         size = SCALES[scale]
         text = corpus(size, source, data)
         variants: tuple[Variant, ...] = ("MAC", "swa", "transformer")
-        return equal_size({variant: comparison(size, variant, text, recall=False) for variant in variants}, like="MAC")
+        return equal_size({variant: comparison(size, text, variant, recall=False) for variant in variants}, like="MAC")
 
     return arms
 

@@ -51,7 +51,7 @@ def arms(scale: str, data: Path | None = None, model: Path | None = None) -> dic
     section = DataSection(**{**text, "length": length})
     streams = {"data": section, "length": length, "windows": size.windows}
     if model is None:
-        return {name: Buckets(**streams, run=text_run(size, name, text)) for name in TRAINED}
+        return {name: Buckets(**streams, run=text_run(size, text, name)) for name in TRAINED}
     # What would fail when the model reads fails now.
     tokenizer, vocabulary = load_saved_tokenizer(model), load_model(model).config.vocab_size
     if tokenizer.vocab_size > vocabulary:

@@ -1,6 +1,6 @@
 """What an experiment is, and how one is found in a file."""
 
-import importlib.util
+import runpy
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -110,16 +110,10 @@ def load(file: Path) -> Experiment:
         raise ValueError(f"NAME: no file {file}")
     if (folder := str(file.resolve().parent)) not in sys.path:
         sys.path.insert(0, folder)
-    name = f"titans_experiment_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"NAME: {file} is no Python file")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        experiment = runpy.run_path(str(file), run_name=file.stem).get("EXPERIMENT")
     except Exception as error:
         raise ValueError(f"NAME: {file} cannot be run: {type(error).__name__}: {error}") from error
-    experiment = getattr(module, "EXPERIMENT", None)
     if not isinstance(experiment, Experiment):
         raise ValueError(f"NAME: {file} defines no EXPERIMENT")
     return replace(experiment, file=file)

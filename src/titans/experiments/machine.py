@@ -32,15 +32,13 @@ def _processor() -> str:
 @cache
 def _commit() -> str | None:
     """The commit, with ``+`` when tracked files differ from it."""
-    found = None
-    # Installed in somebody else's repository there is no commit of ours.
-    for words in (
-        ["ls-files", "--error-unmatch", __file__],
-        ["describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"],
-    ):
+
+    def git(*words: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *words]
-        try:
-            found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return None
-    return found
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", __file__)  # installed in somebody else's repository: no commit of ours
+        return git("describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -120,7 +120,7 @@ def write_report(report: Report, output: Path) -> None:
         "arms": {
             arm: {name: vars(spread) for name, spread in figures.items()} for arm, figures in report.summary.items()
         },
-        "units": report.records,
+        "units": [{name: value for name, value in record.items() if name != "raw"} for record in report.records],
     }
     write_json(output / "results.json", results)
     write_whole(output / "table.md", lambda path: path.write_text(markdown(report), encoding="utf-8"))

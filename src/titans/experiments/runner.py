@@ -85,8 +85,6 @@ def plan(
         words += [word for one in (value if name == "set" else [value]) for word in (f"--{name}", str(one))]
     if len(set(seeds)) != len(seeds) or not seeds:
         raise ValueError(f"--seeds: each seed once, got {','.join(map(str, seeds)) or 'none'}")
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"--output: {output} is a file")
     arms = experiment.arms(scale, **inputs)
     units = {unit.name: unit for unit in (Unit(arm, seed, arms[arm]) for seed in seeds for arm in arms)}
     done = {}

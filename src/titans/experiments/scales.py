@@ -27,25 +27,23 @@ class Scale:
     """One scale.
 
     Args:
-        text_model: fields of `TitansConfig` for byte-level text, besides those of ``preset``.
+        model: fields of `TitansConfig` for byte-level text, besides those of ``preset``.
         length: bytes of a training window.
         training: fields of the training section.
         lengths, windows: see `Comparison`.
-        recall_model: fields of `TitansConfig` for MQAR.
-        recall: fields of `RecallTask` besides the model.
+        recall: fields of `RecallTask`, its model's among them.
         preset: of the text models.
         expansion: hidden width of MLP memories, in head widths.
     """
 
-    text_model: dict[str, Any]
+    model: dict[str, Any]
     length: int
     training: dict[str, Any]
     lengths: tuple[int, ...]
-    windows: int
-    recall_model: dict[str, Any]
     recall: dict[str, Any]
-    expansion: float = 4
+    windows: int = 64
     preset: str | None = None
+    expansion: float = 4
 
     @property
     def mlp(self) -> MLP:
@@ -53,53 +51,51 @@ class Scale:
         return MLP(expansion=self.expansion)
 
 
-BYTES_MODEL = {"n_layers": 2, "n_persistent": 4, "chunk_size": 16, "segment_len": 64, "window": 64}
-RECALL_MODEL = {"vocab_size": 128, "d_model": 64, "n_layers": 2, "chunk_size": 16, "window": 16, "n_persistent": 0}
-GPU_MODEL = {"chunk_size": 64, "segment_len": 256, "window": 256}
+TEXT = {"n_layers": 2, "n_persistent": 4, "chunk_size": 16, "segment_len": 64, "window": 64}
+GPU_TEXT = {"chunk_size": 64, "segment_len": 256, "window": 256}
 GPU = {
     "precision": "bf16", "engine": "compiled", "warmup_steps": 500, "eval_every": 1000, "eval_tokens": 2**19,
     "log_every": 100, "batch_size": 16, "lr": 1e-3,
 }  # fmt: skip
 
+
+def _recall(vocab_size: int, d_model: int, **task: Any) -> dict[str, Any]:
+    sizes = {"n_layers": 2, "chunk_size": 16, "window": 16, "n_persistent": 0}
+    return {"model": {"vocab_size": vocab_size, "d_model": d_model, **sizes}, **task}
+
+
 SCALES = {
     "tiny": Scale(
-        text_model={"d_model": 64, **BYTES_MODEL},
+        model={"d_model": 64, **TEXT},
         length=256,
         training={"steps": 120, "batch_size": 8, "lr": 4e-3, "warmup_steps": 20, "eval_every": 0, "save_every": 40},
         lengths=(256, 1024),
         windows=32,
-        recall_model={**RECALL_MODEL, "vocab_size": 32},
-        recall={"steps": 300, "batch_size": 16, "lr": 5e-3, "pairs": 4, "samples": 64},
+        recall=_recall(32, 64, pairs=4, batch_size=16, lr=5e-3, samples=64),
         expansion=2,
     ),
     "small": Scale(
-        text_model={"d_model": 128, **BYTES_MODEL},
+        model={"d_model": 128, **TEXT},
         length=512,
         training={"steps": 500, "batch_size": 8, "lr": 3e-3, "warmup_steps": 50, "eval_every": 250, "save_every": 50},
         lengths=(512, 1024, 2048),
-        windows=64,
-        recall_model=RECALL_MODEL,
-        recall={},
+        recall=_recall(128, 64),
     ),
     "medium": Scale(
+        model=GPU_TEXT,
         preset="tiny",
-        text_model=GPU_MODEL,
         length=2048,
         training={**GPU, "steps": 10_000},
         lengths=(2048, 8192, 16_384),
-        windows=64,
-        recall_model={**RECALL_MODEL, "d_model": 128, "vocab_size": 1024},
-        recall={"steps": 2000, "pairs": 16, "length": 128, "lengths": (128, 512, 2048)},
+        recall=_recall(1024, 128, pairs=16, steps=2000, length=128, lengths=(128, 512, 2048)),
     ),
     "large": Scale(
+        model=GPU_TEXT,
         preset="small",
-        text_model=GPU_MODEL,
         length=4096,
         training={**GPU, "steps": 20_000, "gradient_accumulation": 2},
         lengths=(4096, 16_384, 32_768),
-        windows=64,
-        recall_model={**RECALL_MODEL, "d_model": 256, "vocab_size": 4096},
-        recall={"steps": 5000, "pairs": 64, "length": 512, "lengths": (512, 2048, 8192), "lr": 2e-3},
+        recall=_recall(4096, 256, pairs=64, steps=5000, lr=2e-3, length=512, lengths=(512, 2048, 8192)),
     ),
 }
 
@@ -139,7 +135,7 @@ def corpus(scale: Scale, source: str | Path | None = None, data_dir: Path | None
 
 
 def text_run(
-    scale: Scale, variant: Variant, data: Mapping[str, Any], overrides: tuple[str, ...] = (), **changes: Any
+    scale: Scale, data: Mapping[str, Any], variant: Variant, overrides: tuple[str, ...] = (), **changes: Any
 ) -> TrainConfig:
     """A run of this scale, every default of the memory spelt out.
 
@@ -148,7 +144,7 @@ def text_run(
         overrides: as `TrainConfig.parse`; the last word.
         changes: fields of the model.
     """
-    fields: dict[str, Any] = {"vocab_size": 256, "miras": MirasConfig.steady(scale.mlp), **scale.text_model, **changes}
+    fields: dict[str, Any] = {"vocab_size": 256, "miras": MirasConfig.steady(scale.mlp), **scale.model, **changes}
     fields["miras"] = fields["miras"].model_dump(mode="json")  # so that an override can change a part of it
     if scale.preset is not None:
         fields = TitansConfig.preset(scale.preset, variant, **fields).model_dump(exclude_unset=True)
@@ -159,15 +155,15 @@ def text_run(
 
 def recall_task(scale: Scale, variant: Variant, **changes: Any) -> RecallTask:
     """A recall task of this scale; ``changes`` are fields of its model."""
-    fields = {"miras": MirasConfig.steady(scale.mlp), **scale.recall_model, **changes}
-    return RecallTask(model=TitansConfig(variant=variant, **fields).explicit(), **scale.recall)
+    fields = {"miras": MirasConfig.steady(scale.mlp), **scale.recall["model"], **changes}
+    return RecallTask(**{**scale.recall, "model": TitansConfig(variant=variant, **fields).explicit()})
 
 
 def comparison(
-    scale: Scale, variant: Variant, data: Mapping[str, Any], recall: bool = True, **changes: Any
+    scale: Scale, data: Mapping[str, Any], variant: Variant, recall: bool = True, **changes: Any
 ) -> Comparison:
     """An arm with both tasks, or with the text alone; ``changes`` are fields of its models."""
-    text = text_run(scale, variant, data, **changes)
+    text = text_run(scale, data, variant, **changes)
     task = recall_task(scale, variant, **changes) if recall else None
     return Comparison(text=text, lengths=scale.lengths, windows=scale.windows, recall=task)
 
