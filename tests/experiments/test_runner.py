@@ -16,6 +16,7 @@ from titans.cli import main
 from titans.experiments import EXPERIMENTS, SCALES, Column, Experiment, Stopped, Workplace, plan, run
 from titans.experiments import text as text_module
 from titans.experiments.machine import made_with
+from titans.experiments.picture import draw
 from titans.experiments.report import ABSENT
 from titans.training import ConfigError
 
@@ -100,11 +101,17 @@ def test_rows_of_one_folder_are_reported_together(toy, console, tmp_path):
     assert list(alone.summary) == ["all"]
 
 
-def test_figures_are_in_the_order_of_their_numbers(toy, console, tmp_path):
+def test_figures_are_in_the_order_of_their_numbers(toy, console, tmp_path, monkeypatch):
     figures = {"curve@1024": 0.1, "score": 1.0, "curve@64-256": 0.2, "curve@0-64": 0.3}
     mixed = replace(toy, unit=lambda settings, seed, place: figures)
     report = run(plan(mixed, "tiny", [0], tmp_path), console)
     assert report.figures == ["curve@0-64", "curve@64-256", "curve@1024", "score"]
+    drawn = []
+    monkeypatch.setattr("titans.experiments.picture.draw_lines", lambda axes, lines, xs, labels: drawn.append(xs))
+    rare = {**figures, "curve@32": 0.4, "score@64": 2.0, "score@2048": 3.0}
+    records = [*report.records, {"arm": "late", "seed": 0, "figures": rare}]
+    draw(replace(report, records=tuple(records)), tmp_path / "figure.png")
+    assert drawn == [["0-64", "32", "64-256", "1024"], ["", "64", "2048"]]
 
 
 def test_a_unit_that_diverges_is_a_result(toy, console, tmp_path):

@@ -171,3 +171,13 @@ def test_bits_are_sorted_into_buckets():
     found = by_bucket(places.double(), places)
     assert list(found) == ["0-64", "64-128", "128-256"]
     assert_close(torch.tensor(found["64-128"]), torch.tensor(95.5), "mean of 64 to 127")
+
+
+def test_the_readme_shows_an_experiment_that_runs(console, tmp_path):
+    text = (FOLDER / "README.md").read_text()
+    (tmp_path / "own.py").write_text(text.split("```python\n")[1].split("```")[0])
+    report = run(plan(load(tmp_path / "own.py"), "tiny", [0], tmp_path / "out"), console)
+    assert [*report.summary] == ["steady", "yaad"] and not report.failures
+    assert report.command.startswith(f"titans experiment {tmp_path / 'own.py'} --scale tiny")
+    for name in FILES | LIBRARIES:
+        assert f"`{name}.py`" in text

@@ -20,12 +20,14 @@ def draw(report: Report, path: Path) -> None:
     """Draw ``report`` into a PNG: lines over x where figures were taken at several x, else a point for every label."""
     experiment, summary = report.experiment, report.summary
     panels: dict[str, Lines] = {}
+    found: dict[str, dict[str, None]] = {}  # the x of a panel, in their order
     for name in report.figures:
         kind, _, x = name.partition("@")
         column = experiment.columns[kind]
         for arm in (arm for arm in summary if column.drawn and name in summary[arm]):
             panel, label = (arm, column.title) if experiment.by_arm else (kind, arm)
             panels.setdefault(panel, {}).setdefault(label, {})[x] = summary[arm][name]
+            found.setdefault(panel, {})[x] = None
     labels = [column.title for column in experiment.columns.values()] if experiment.by_arm else [*summary]
     width = PANEL[0] * max(1, len(panels)) + LEGEND
     figure = Figure(figsize=(width, PANEL[1]), layout="constrained")
@@ -33,8 +35,7 @@ def draw(report: Report, path: Path) -> None:
     for place, (panel, lines) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(1, len(panels), place)
         column = next(iter(experiment.columns.values())) if experiment.by_arm else experiment.columns[panel]
-        every = dict.fromkeys(name.partition("@")[2] for name in report.figures)
-        xs = [x for x in every if any(x in points for points in lines.values())]
+        xs = [*found[panel]]
         form = ".0%" if column.form.endswith("%") else ".2f" if column.form.endswith("f") else column.form
         draw_lines(axes, lines, xs, labels)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _, form=form: f"{value:{form}}"))

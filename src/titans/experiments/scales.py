@@ -173,9 +173,10 @@ def equal_size(arms: Mapping[str, Comparison], like: str) -> dict[str, Compariso
     found = dict(arms)
     for part in ("text", "recall"):
         target = getattr(arms[like], part)
-        for name in [name for name in arms if name != like and target is not None]:
+        size = 0 if target is None else parameters(target.model)
+        for name in [name for name in arms if name != like and size]:
             task = getattr(arms[name], part)
-            task = task.model_copy(update={"model": match_parameters(task.model, parameters(target.model))})
+            task = task.model_copy(update={"model": match_parameters(task.model, size)})
             found[name] = found[name].model_copy(update={part: task})
     return found
 
