@@ -71,7 +71,8 @@ def arms(scale: str, data: Path | None = None, row: str | None = None, set: tupl
     for name in VARIANTS if row is None else (row,):
         variant = chosen[-1] if chosen else name if row is None else "MAG"
         mult = {"ffn_mult": FFN_MULT.get(variant, 4.0)} if size.preset is None else {}
-        run = text_run(size, text, variant, ("training.eval_every=0", *changes), **mult)
+        # Without a rule, so that a change may be one of its shorthands (mem_layers, d_hidden, …).
+        run = text_run(size, text, variant, ("training.eval_every=0", *changes), miras=None, **mult)
         found[name] = Row(run=run, measure=Measure(**measured["measure"]))
     long = found[name].measure.length
     if long % run.data.length:

@@ -4,9 +4,11 @@
 ``--row mac-half --set model.variant=MAC --set model.theta_max=0.0078125 --set steps=500``.
 """
 
+import copy
+
 from titans.experiments import SCALES, Column, Experiment, Figures, Workplace
 from titans.experiments.recall import RecallTask, score_recall, train_recall
-from titans.experiments.scales import parameters, recall_task
+from titans.experiments.scales import parameters
 from titans.training.config import set_field
 
 VARIANTS = ("LMM", "MAC", "MAG", "MAL", "swa")
@@ -16,14 +18,14 @@ def arms(scale: str, row: str | None = None, set: tuple[str, ...] = ()) -> dict[
     """One row, an LMM unless it says otherwise, or every variant; all with the changes of ``set``."""
     found = {}
     for name in VARIANTS if row is None else (row,):
-        raw = recall_task(SCALES[scale], name if row is None else "LMM").model_dump()
-        # The cap of θ follows the rule and the chunk, which a change may be about.
-        raw["model"]["theta_max"] = None
-        raw["lengths"] = [raw["length"] * 4**i for i in range(4)]
+        raw = copy.deepcopy(SCALES[scale].recall)
+        raw.pop("lengths", None)
+        raw["model"]["variant"] = name if row is None else "LMM"
         for change in set:
             set_field(raw, change)
         task = RecallTask.model_validate(raw)
-        found[name] = task.model_copy(update={"model": task.model.explicit()})
+        lengths = task.lengths if "lengths" in raw else tuple(task.length * 4**i for i in range(4))
+        found[name] = task.model_copy(update={"model": task.model.explicit(), "lengths": lengths})
     return found
 
 

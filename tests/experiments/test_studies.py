@@ -72,6 +72,8 @@ def test_lasting_refuses_what_it_cannot_measure(corpus):
     assert list(arms("tiny", data=corpus, set=("measure.length=64",))) == [
         "swa", "transformer", "LMM", "MAC", "MAG", "MAL",
     ]  # fmt: skip
+    shorthand = arms("tiny", data=corpus, row="matrix", set=("measure.length=64", "model.mem_layers=1"))
+    assert shorthand["matrix"].run.model.miras.architecture.name == "matrix"
     with pytest.raises(ConfigError, match="measure.length: 65 is no multiple of data.length 32"):
         arms("tiny", data=corpus, set=("measure.length=65",))
     with pytest.raises(ValueError, match="length: 6400 is more than"):

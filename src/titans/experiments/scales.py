@@ -145,7 +145,6 @@ def text_run(
         changes: fields of the model.
     """
     fields: dict[str, Any] = {"vocab_size": 256, "miras": MirasConfig.steady(scale.mlp), **scale.model, **changes}
-    fields["miras"] = fields["miras"].model_dump(mode="json")  # so that an override can change a part of it
     if scale.preset is not None:
         fields = TitansConfig.preset(scale.preset, variant, **fields).model_dump(exclude_unset=True)
     raw = {"model": {**fields, "variant": variant}, "data": {**data}, "training": scale.training}
