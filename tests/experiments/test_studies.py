@@ -13,6 +13,7 @@ import torch
 from helpers import assert_close
 from titans import TitansConfig, build_model
 from titans.cli import main
+from titans.evaluation import nats_by_position
 from titans.experiments import SCALES, load, plan, run
 from titans.experiments.scales import parameters
 from titans.experiments.text import bits_by_position
@@ -100,7 +101,11 @@ def test_reading_on_is_told_apart_from_restarting(tmp_path):
     torch.manual_seed(0)
     model = build_model(TitansConfig(variant="swa", vocab_size=16, d_model=16, n_layers=1, window=4, n_persistent=0))
     reading_on = study("lasting").arms.__globals__["reading_on"]
-    found = reading_on(model, torch.randint(16, (2, 64)), 32)
+    ids = torch.randint(16, (2, 64))
+    found = reading_on(model, ids, 32)
+    through = nats_by_position(model, [ids], segment=64)
+    expected = torch.cat((through[:31], through[32:])) / math.log(2)  # all but byte 32
+    assert found["continuous_mean"] == pytest.approx(expected.mean().item())
     # Up to the first restart both have read the same, after it they have not.
     assert found["continuous_mean"] != found["restarted_mean"]
     same = reading_on(model, torch.randint(16, (2, 32)), 32)
@@ -132,6 +137,14 @@ def test_a_cache_finds_what_the_window_forgot(corpus, console, tmp_path, monkeyp
     assert found["beyond"].median < -3 and found["inside"].median > found["beyond"].median
     with pytest.raises(ValueError, match="--model: the folder of a byte-level model is needed"):
         plan(study("cache"), "tiny", [0], tmp_path / "new")
+
+
+def test_a_cache_looks_only_where_it_may():
+    mixed = study("cache").arms.__globals__["mixed"]
+    text, told = [[*range(10, 30), 1, 2, 3, 1, 2, 3, 1, 2]], torch.full((1, 28, 256), 1 / 256)
+    assert mixed(text, told, 24, 1, 0) == pytest.approx(8)
+    assert mixed(text, told, 24, 9, 10**9) == pytest.approx(8)  # what repeats lies nearer
+    assert mixed(text, told, 24, 1, 8) < 4
 
 
 def test_every_part_of_stability_has_figures(console, tmp_path, monkeypatch):
