@@ -87,7 +87,8 @@ def unit(row: Row, seed: int, place: Workplace) -> Figures:
     folder = train_text(row.run, seed, place)
     config, told = row.run.model, place.raw
     told["final_loss"] = statistics.mean(told["losses"][-20:]) / math.log(2)
-    told["largest_gradient_norm"] = max(told["gradient_norms"][row.run.training.warmup_steps :], default=0.0)
+    if norms := told["gradient_norms"][row.run.training.warmup_steps :]:
+        told["largest_gradient_norm"] = max(norms)
     if row.measure.windows:
         for mode in ("on", "reset", "off") if config.has_memory else ("on",):
             bits = bits_by_position(folder, row.run.data, row.run.data.length, row.measure.windows, mode)
@@ -130,7 +131,7 @@ def figures(told: dict) -> Figures:
         drift = told["continuous_minus_restarted"].items()
         found |= {f"drift@{bucket}": bits for bucket, bits in drift if int(bucket.split("-")[0]) >= 512}
         found["reading_on"] = told["continuous_mean"] - told["restarted_mean"]
-    return {**found, "norm": told["largest_gradient_norm"]}
+    return {**found, "norm": told["largest_gradient_norm"]} if "largest_gradient_norm" in told else found
 
 
 EXPERIMENT = Experiment(

@@ -34,8 +34,8 @@ def unit(task: RecallTask, seed: int, place: Workplace) -> Figures:
     model, told = train_recall(task, seed, place.say)
     place.raw.update(told)
     accuracy = {f"accuracy@{length}": score_recall(model, task, length) for length in task.lengths}
-    norm = max(told["gradient_norms"][task.warmup_steps :], default=0.0)
-    return {**accuracy, "norm": norm, "parameters": parameters(task.model)}
+    norms = told["gradient_norms"][task.warmup_steps :]
+    return {**accuracy, **({"norm": max(norms)} if norms else {}), "parameters": parameters(task.model)}
 
 
 EXPERIMENT = Experiment(

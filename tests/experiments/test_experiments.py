@@ -158,7 +158,7 @@ def test_a_saved_model_is_read_by_position(corpus, console, tmp_path):
     assert [unit.arm for unit in work.units] == ["my-model"]
     figures = run(work, console).summary["my-model"]
     settings = work.units[0].settings
-    curve = bits_by_position(folder, settings.data, settings.length, settings.windows)
+    curve = bits_by_position(folder, settings.data, settings.data.length, settings.windows)
     assert figures["on@0-64"].median == pytest.approx(curve.mean().item())
     assert {name.partition("@")[0] for name in figures} == {"on", "reset", "off"}
     assert figures["on@0-64"].median != figures["off@0-64"].median
@@ -184,7 +184,7 @@ def test_buckets_meet_without_gap_or_overlap(corpus, console, tmp_path, monkeypa
     assert names == ["on@0-8", "on@8-32", "on@32-64"]
     settings = EXPERIMENTS["eval-perplexity"].arms("tiny", data=corpus)["LMM"]
     folder = tmp_path / "out" / "runs" / "LMM-seed0" / "text" / "model"
-    curve = bits_by_position(folder, settings.data, settings.length, settings.windows)
+    curve = bits_by_position(folder, settings.data, settings.data.length, settings.windows)
     sums = [report.summary["LMM"][name].median * width for name, width in zip(names, (7, 24, 32), strict=True)]
     assert sum(sums) == pytest.approx(curve.sum().item())
 

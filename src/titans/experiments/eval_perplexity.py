@@ -25,8 +25,7 @@ class Buckets(BaseModel):
     """A model, given or to be trained, and the streams it reads.
 
     Args:
-        data: the corpus.
-        length: tokens of a stream.
+        data: the corpus, and the tokens of a stream.
         windows: number of streams.
         model: folder of a saved model; None to train ``run``.
         weights: SHA-256 of that model's weights.
@@ -36,7 +35,6 @@ class Buckets(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: DataSection
-    length: int
     windows: int
     model: Path | None = None
     weights: str | None = None
@@ -47,16 +45,15 @@ def arms(scale: str, data: Path | None = None, model: Path | None = None) -> dic
     """The given model, or an LMM and a MAC to be trained."""
     size = SCALES[scale]
     text = corpus(size, data)
-    length = max(size.lengths)
-    section = DataSection(**{**text, "length": length})
-    streams = {"data": section, "length": length, "windows": size.windows}
+    section = DataSection(**{**text, "length": max(size.lengths)})
+    streams = {"data": section, "windows": size.windows}
     if model is None:
         return {name: Buckets(**streams, run=text_run(size, text, name)) for name in TRAINED}
     # What would fail when the model reads fails now.
     tokenizer, vocabulary = load_saved_tokenizer(model), load_model(model).config.vocab_size
     if tokenizer.vocab_size > vocabulary:
         raise ValueError(f"--model: its tokenizer has {tokenizer.vocab_size} ids, the model knows {vocabulary}")
-    validation_streams(section, length, size.windows, tokenizer)
+    validation_streams(section, section.length, size.windows, tokenizer)
     weights = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
     name = re.sub(r"[^\w.-]+", "-", model.resolve().name)
     return {name: Buckets(**streams, model=model.resolve(), weights=weights)}
@@ -66,10 +63,10 @@ def unit(settings: Buckets, seed: int, place: Workplace) -> Figures:
     """Bits per byte in every bucket of positions with the memory on, reset and off; trains the model if it must."""
     folder = settings.model if settings.run is None else train_text(settings.run, seed, place)
     assert folder is not None
-    ends = [*(end for end in ENDS if end < settings.length), settings.length]
+    ends = [*(end for end in ENDS if end < settings.data.length), settings.data.length]
     figures: Figures = {}
     for mode in MODES:
-        curve = bits_by_position(folder, settings.data, settings.length, settings.windows, mode)
+        curve = bits_by_position(folder, settings.data, settings.data.length, settings.windows, mode)
         for low, high in zip([0, *ends], ends):
             # Entry t is the cost of token t + 1; nothing predicts a stream's first token.
             figures[f"{mode}@{low}-{high}"] = curve[max(low - 1, 0) : high - 1].mean().item()
