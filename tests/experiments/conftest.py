@@ -10,15 +10,17 @@ from titans.experiments import SCALES
 from titans.experiments.scales import Scale
 
 SMOKE = Scale(
-    text_model={"d_model": 16, "n_layers": 1, "n_persistent": 2, "chunk_size": 8, "segment_len": 16, "window": 16},
+    model={"d_model": 16, "n_layers": 1, "n_persistent": 2, "chunk_size": 8, "segment_len": 16, "window": 16},
     length=32,
     training={
         "steps": 3, "batch_size": 2, "lr": 1e-3, "warmup_steps": 1, "eval_every": 0, "save_every": 1, "device": "cpu",
     },
     lengths=(32, 64),
     windows=2,
-    recall_model={"vocab_size": 16, "d_model": 16, "n_layers": 1, "chunk_size": 8, "window": 8, "n_persistent": 0},
-    recall={"steps": 2, "batch_size": 2, "length": 16, "pairs": 2, "lengths": (16, 32), "samples": 4},
+    recall={
+        "model": {"vocab_size": 16, "d_model": 16, "n_layers": 1, "chunk_size": 8, "window": 8, "n_persistent": 0},
+        "steps": 2, "batch_size": 2, "length": 16, "pairs": 2, "lengths": (16, 32), "samples": 4,
+    },
     expansion=2,
 )  # fmt: skip
 ENWIK8 = "It is [[memory]] that &lt;reads&gt; naïve text. " * 125

@@ -1,4 +1,4 @@
-"""Every experiment of the list: its arms build, they are of equal size where that is claimed, it runs to a picture."""
+"""Every experiment that the command knows by name: its arms build, are of equal size where that is claimed, it runs."""
 
 import json
 import math
@@ -10,17 +10,14 @@ from matplotlib.image import imread
 
 from titans.data import load_documents
 from titans.experiments import EXPERIMENTS, SCALES, plan, run
-from titans.experiments.memory_depth import expansion
-from titans.experiments.models import match_parameters, parameters
+from titans.experiments.comparisons import expansion
 from titans.experiments.recall import RecallTask, score_recall, train_recall
+from titans.experiments.scales import match_parameters, parameters
 from titans.experiments.text import bits_by_position
 from titans.miras import MLP
 from titans.models import TitansConfig, build_model, count_parameters, load_model
 
-NAMES = {
-    "miras-variants", "memory-depth", "memory-architecture", "ablation", "train-enwik8", "train-wikitext",
-    "eval-perplexity",
-}  # fmt: skip
+NAMES = {"miras-variants", "memory-depth", "ablation", "train-enwik8", "train-wikitext", "eval-perplexity"}
 ON_DEFAULT_CORPUS = sorted(NAMES - {"train-enwik8", "train-wikitext"})
 REAL_SCALES = dict(SCALES)
 
@@ -36,12 +33,12 @@ def first_arms(experiment, count):
 
 def models_of(arm):
     """All model configurations in the settings of an arm."""
-    tasks = [getattr(arm, name, None) for name in ("text", "recall", "task")]
-    return [task.model if isinstance(task, RecallTask) else task.run.model for task in tasks if task is not None]
+    tasks = [getattr(arm, name, None) for name in ("text", "recall", "run")]
+    return [task.model for task in tasks if task is not None]
 
 
 def test_the_list_is_complete():
-    assert set(EXPERIMENTS) >= NAMES
+    assert set(EXPERIMENTS) == NAMES
     for name, experiment in EXPERIMENTS.items():
         assert experiment.name == name
         assert 20 < len(experiment.purpose) < 120
@@ -56,7 +53,7 @@ def test_arms_of_every_scale_are_valid(name, scale, monkeypatch):
     arms = EXPERIMENTS[name].arms(scale)
     texts = {arm: parameters(models_of(settings)[0]) for arm, settings in arms.items()}
     recalls = {arm: parameters(models_of(s)[1]) for arm, s in arms.items() if len(models_of(s)) > 1}
-    if name in ("miras-variants", "memory-depth", "memory-architecture"):
+    if name in ("miras-variants", "memory-depth"):
         for sizes in (texts, recalls):
             assert max(sizes.values()) <= 1.03 * min(sizes.values()), sizes
             assert len(sizes) == len(arms)
@@ -66,7 +63,7 @@ def test_the_published_ones_compare_equal_sizes(enwik8, wikitext, monkeypatch):
     monkeypatch.setattr("titans.experiments.scales.validation_streams", lambda *a: None)
     monkeypatch.setitem(SCALES, "tiny", REAL_SCALES["tiny"])
     for name, data in (("train-enwik8", enwik8), ("train-wikitext", wikitext)):
-        sizes = [parameters(arm.text.run.model) for arm in EXPERIMENTS[name].arms("tiny", data=data).values()]
+        sizes = [parameters(arm.text.model) for arm in EXPERIMENTS[name].arms("tiny", data=data).values()]
         assert len(sizes) == 3 and max(sizes) <= 1.03 * min(sizes)
 
 
@@ -114,8 +111,12 @@ def test_it_runs_to_a_table_and_a_picture(name, corpus, console, tmp_path):
     assert imread(tmp_path / "out" / "figure.png").shape[1] > 400
 
 
-def test_the_paper_is_beside_the_ablation():
-    assert {*EXPERIMENTS["ablation"].beside["Titans Table 5: perplexity"]} < {*EXPERIMENTS["ablation"].arms("tiny")}
+def test_a_record_keeps_the_losses_of_all_steps(corpus, console, tmp_path):
+    experiment = first_arms(EXPERIMENTS["miras-variants"], 1)
+    record = run(plan(experiment, "tiny", [0], tmp_path / "out", {"data": corpus}), console).records[0]
+    assert len(record["raw"]["losses"]) == len(record["raw"]["gradient_norms"]) == 3
+    assert len(record["raw"]["mqar"]["losses"]) == 2
+    assert record["settings"]["text"]["model"]["theta_max"] and record["settings"]["recall"]["model"]["theta_max"]
 
 
 def test_enwik8_from_a_local_file(enwik8, console, tmp_path):
@@ -157,7 +158,7 @@ def test_a_saved_model_is_read_by_position(corpus, console, tmp_path):
     assert [unit.arm for unit in work.units] == ["my-model"]
     figures = run(work, console).summary["my-model"]
     settings = work.units[0].settings
-    curve = bits_by_position(folder, settings.data, settings.length, settings.windows)
+    curve = bits_by_position(folder, settings.data, settings.data.length, settings.windows)
     assert figures["on@0-64"].median == pytest.approx(curve.mean().item())
     assert {name.partition("@")[0] for name in figures} == {"on", "reset", "off"}
     assert figures["on@0-64"].median != figures["off@0-64"].median
@@ -183,7 +184,7 @@ def test_buckets_meet_without_gap_or_overlap(corpus, console, tmp_path, monkeypa
     assert names == ["on@0-8", "on@8-32", "on@32-64"]
     settings = EXPERIMENTS["eval-perplexity"].arms("tiny", data=corpus)["LMM"]
     folder = tmp_path / "out" / "runs" / "LMM-seed0" / "text" / "model"
-    curve = bits_by_position(folder, settings.data, settings.length, settings.windows)
+    curve = bits_by_position(folder, settings.data, settings.data.length, settings.windows)
     sums = [report.summary["LMM"][name].median * width for name, width in zip(names, (7, 24, 32), strict=True)]
     assert sum(sums) == pytest.approx(curve.sum().item())
 

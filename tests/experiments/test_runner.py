@@ -13,10 +13,12 @@ import pytest
 from pydantic import BaseModel
 
 from titans.cli import main
-from titans.experiments import EXPERIMENTS, Column, Experiment, Stopped, Workplace, plan, run
+from titans.experiments import EXPERIMENTS, SCALES, Column, Experiment, Stopped, Workplace, plan, run
 from titans.experiments import text as text_module
+from titans.experiments.machine import made_with
+from titans.experiments.picture import draw
 from titans.experiments.report import ABSENT
-from titans.experiments.runner import made_with
+from titans.training import ConfigError
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +42,7 @@ def toy():
         return {"one": Size(size=1), "two": Size(size=len(scale))}
 
     columns = {"curve": Column("curve", ".1%", over="x"), "score": Column("score", ".1f")}
-    experiment = Experiment("toy", "What is the size?", arms, unit, columns, beside={"paper": {"one": "27"}})
+    experiment = Experiment("toy", "What is the size?", arms, unit, columns)
     object.__setattr__(experiment, "calls", calls)
     return experiment
 
@@ -52,17 +54,17 @@ def test_finished_units_are_kept(toy, console, tmp_path):
     report = run(plan(toy, "tiny", [0, 1], tmp_path), console)
     assert toy.calls == [(1, 0), (4, 0), (4, 0), (1, 1), (4, 1)]
     assert "[1/4] one, seed 0: finished before, kept" in console.file.getvalue()
-    assert "about 0 s left" in console.file.getvalue()
+    assert "about 0.0 left" in console.file.getvalue()
     assert [record["seed"] for record in report.records] == [0, 0, 1, 1]
     assert not list(tmp_path.rglob(".*"))
 
 
-def test_the_table_has_medians_ranges_and_the_paper(toy, console, tmp_path):
+def test_the_table_has_medians_and_ranges(toy, console, tmp_path):
     run(plan(toy, "tiny", [0, 1, 2], tmp_path), console)
     table = (tmp_path / "table.md").read_text()
-    assert "|  | curve, x 1 | curve, x 2 | score | paper |" in table
-    assert "| one | 25.0% | 150.0% (50.0% to 250.0%) | 1.1 (1.0 to 1.2) | 27 |" in table
-    assert f"| two | 25.0% | 150.0% (50.0% to 250.0%) | 4.1 (4.0 to 4.2) | {ABSENT} |" in table
+    assert "|  | curve, x 1 | curve, x 2 | score |" in table
+    assert "| one | 25.0% | 150.0% (50.0% to 250.0%) | 1.1 (1.0 to 1.2) |" in table
+    assert "| two | 25.0% | 150.0% (50.0% to 250.0%) | 4.1 (4.0 to 4.2) |" in table
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["arms"]["one"]["score"] == {"median": 1.1, "low": 1.0, "high": 1.2}
     assert results["units"][5]["settings"] == {"size": 4} and results["units"][5]["seconds"] >= 0
@@ -71,15 +73,45 @@ def test_the_table_has_medians_ranges_and_the_paper(toy, console, tmp_path):
 def test_units_of_other_settings_are_refused(toy, console, tmp_path):
     run(plan(toy, "tiny", [0], tmp_path), console)
     with pytest.raises(
-        ValueError, match=r"two-seed0.json was made with size = 4, now it is 5; choose another --output"
+        ValueError, match=r"two-seed0.json was made with settings.size = 4, now it is 5; choose another --output"
     ):
         plan(toy, "small", [0], tmp_path)
     other = Experiment("other", toy.purpose, toy.arms, toy.unit, toy.columns)
-    with pytest.raises(ValueError, match=r"belongs to toy; choose another --output"):
+    with pytest.raises(ValueError, match=r"made with experiment = 'toy', now it is 'other'; choose another --output"):
         plan(other, "tiny", [7], tmp_path)
     (tmp_path / "units" / "one-seed0.json").write_text("[1")
     with pytest.raises(ValueError, match=r"one-seed0.json is no unit"):
         plan(toy, "tiny", [0], tmp_path)
+
+
+def test_rows_of_one_folder_are_reported_together(toy, console, tmp_path):
+    def arms(scale, row=None, set=()):
+        return {row or "all": Size(size=int(set[0].partition("=")[2]))}
+
+    rows = replace(toy, arms=arms, inputs=("row", "set"))
+    run(plan(rows, "tiny", [0, 1], tmp_path, {"row": "wide", "set": ("size=5",)}), console)
+    work = plan(rows, "tiny", [0], tmp_path, {"row": "narrow", "set": ("size=2",)})
+    assert work.command.endswith(f"--output {tmp_path} --row narrow --set size=2")
+    report = run(work, console)
+    assert list(report.summary) == ["wide", "narrow"] and report.summary["wide"]["score"].high == 5.1
+    assert [record["command"] == work.command for record in report.records] == [False, False, True]
+    with pytest.raises(ValueError, match=r"narrow-seed0.json was made with settings.size = 2, now it is 3"):
+        plan(rows, "tiny", [0], tmp_path, {"row": "narrow", "set": ("size=3",)})
+    alone = run(plan(rows, "tiny", [0], tmp_path, {"set": ("size=7",)}), console)
+    assert list(alone.summary) == ["all"]
+
+
+def test_figures_are_in_the_order_of_their_numbers(toy, console, tmp_path, monkeypatch):
+    figures = {"curve@1024": 0.1, "score": 1.0, "curve@64-256": 0.2, "curve@0-64": 0.3}
+    mixed = replace(toy, unit=lambda settings, seed, place: figures)
+    report = run(plan(mixed, "tiny", [0], tmp_path), console)
+    assert report.figures == ["curve@0-64", "curve@64-256", "curve@1024", "score"]
+    drawn = []
+    monkeypatch.setattr("titans.experiments.picture.draw_lines", lambda axes, lines, xs, labels: drawn.append(xs))
+    rare = {**figures, "curve@32": 0.4, "score@64": 2.0, "score@2048": 3.0}
+    records = [*report.records, {"arm": "late", "seed": 0, "figures": rare}]
+    draw(replace(report, records=tuple(records)), tmp_path / "figure.png")
+    assert drawn == [["0-64", "32", "64-256", "1024"], ["", "64", "2048"]]
 
 
 def test_a_unit_that_diverges_is_a_result(toy, console, tmp_path):
@@ -139,6 +171,17 @@ def test_text_training_goes_on_from_its_checkpoint(corpus, console, tmp_path, mo
     assert again == whole
 
 
+def test_a_text_model_of_other_steps_is_refused(corpus, console, tmp_path, monkeypatch):
+    """Steps may change when `titans train` is resumed, but a unit with others would be another one."""
+    monkeypatch.setattr("titans.experiments.eval_perplexity.TRAINED", ("LMM",))
+    run(plan(EXPERIMENTS["eval-perplexity"], "tiny", [0], tmp_path, {"data": corpus}), console)
+    (tmp_path / "units" / "LMM-seed0.json").unlink()
+    longer = replace(SCALES["tiny"], training={**SCALES["tiny"].training, "steps": 5})
+    monkeypatch.setitem(SCALES, "tiny", longer)
+    with pytest.raises(ConfigError, match=r"training.steps: the run in .* has 3, not 5"):
+        run(plan(EXPERIMENTS["eval-perplexity"], "tiny", [0], tmp_path, {"data": corpus}), console)
+
+
 def test_a_trained_model_is_measured_not_trained_again(corpus, console, tmp_path, monkeypatch):
     monkeypatch.setattr("titans.experiments.eval_perplexity.TRAINED", ("LMM",))
     work = plan(EXPERIMENTS["eval-perplexity"], "tiny", [0], tmp_path / "out", {"data": corpus})
@@ -154,14 +197,14 @@ def test_a_trained_model_is_measured_not_trained_again(corpus, console, tmp_path
 
 def test_the_command(corpus, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
-    full = EXPERIMENTS["memory-architecture"]
-    one = replace(full, arms=lambda *a, **k: {"matrix": full.arms(*a, **k)["matrix"]})
+    full = EXPERIMENTS["memory-depth"]
+    one = replace(full, arms=lambda *a, **k: {"depth-1": full.arms(*a, **k)["depth-1"]})
     monkeypatch.setitem(EXPERIMENTS, full.name, one)
-    words = ["experiment", "memory-architecture", "--data", str(corpus), "--output", str(tmp_path / "out")]
+    words = ["experiment", "memory-depth", "--data", str(corpus), "--output", str(tmp_path / "out")]
     assert main([*words, "--seeds", "0,1", "--threads", "1"]) == 0
     shown = capsys.readouterr()
-    assert "matrix" in shown.out and "MQAR, length 32" in shown.out and str(tmp_path / "out") in shown.out
-    assert "[2/2] matrix, seed 1" in shown.err
+    assert "depth-1" in shown.out and "MQAR, length 32" in shown.out and str(tmp_path / "out") in shown.out
+    assert "[2/2] depth-1, seed 1" in shown.err
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "units", "runs", "results.json", "table.md", "figure.png",
     }  # fmt: skip
@@ -180,7 +223,13 @@ def test_they_are_listed(capsys):
     ("words", "message"),
     [
         (["memory-dept"], "'memory-dept' is none of miras-variants, "),
+        (["experiments/none.py"], "NAME: no file experiments/none.py"),
+        (["EMPTY.py"], "empty.py defines no EXPERIMENT"),
+        (["BROKEN.py"], "broken.py cannot be run: SyntaxError"),
         (["ablation", "--scale", "huge"], "got huge"),
+        (["ablation", "--set", "model.d_model=8"], "--set: ablation takes none"),
+        (["ablation", "--row", "one"], "--row: ablation takes none"),
+        (["ablation", "--row", "../one"], "--row: expected letters, digits, -, _ and ., got '../one'"),
         (["ablation", "--seeds", "0 1"], "--seeds: expected numbers with commas between"),
         (["ablation", "--seeds", "1,1"], "--seeds: each seed once, got 1,1"),
         (["ablation", "--threads", "0"], "got 0"),
@@ -188,16 +237,19 @@ def test_they_are_listed(capsys):
         (["ablation", "--model", "FOLDER"], "--model: ablation takes none"),
         (["ablation", "--data", "FOLDER"], "holds no .txt, .jsonl, .parquet file"),
         (["eval-perplexity", "--model", "FOLDER"], "has no config.json"),
-        (["ablation", "--output", "FILE"], "is a file"),
+        (["ablation", "--output", "FILE"], "File exists"),
         (["train-enwik8"], "enwik8 is not here and could not be downloaded"),
     ],
 )
 def test_the_command_names_what_is_wrong_and_writes_nothing(words, message, no_network, tmp_path, monkeypatch, capsys):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
+    (tmp_path / "empty.py").write_text("EXPERIMENT = 1")
+    (tmp_path / "broken.py").write_text("EXPERIMENT = Experiment(")
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     places = {"FOLDER": str(tmp_path / "folder"), "FILE": str(tmp_path / "file")}
+    places |= {f"{name.upper()}.py": str(tmp_path / f"{name}.py") for name in ("empty", "broken")}
     assert main(["experiment", *(places.get(word, word) for word in words)]) == 2
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err.startswith("titans: ") and shown.err.count("\n") == 1

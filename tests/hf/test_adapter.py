@@ -36,13 +36,13 @@ def test_saved_and_loaded_by_the_auto_classes_it_is_the_same(tmp_path, variant, 
 
 
 @pytest.mark.parametrize("made_for", ["2", None])
-def test_a_folder_made_for_another_computation_is_refused(tmp_path, made_for):
+def test_a_folder_made_for_other_semantics_is_refused(tmp_path, made_for):
     """Its weights would load, or stay uninitialised, and compute something else."""
     tiny().save_pretrained(tmp_path)
     told = json.loads((tmp_path / "config.json").read_text())
     assert told.pop("semantics") == SEMANTICS
     (tmp_path / "config.json").write_text(json.dumps(told | ({"semantics": made_for} if made_for else {})))
-    with pytest.raises(ValueError, match=f"computation {made_for or '1'}, this is {SEMANTICS}"):
+    with pytest.raises(ValueError, match=f"semantics {made_for or 1} of its configuration, this is {SEMANTICS}"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
 

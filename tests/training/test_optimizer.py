@@ -75,8 +75,6 @@ def test_a_name_that_a_module_does_not_have_is_an_error():
         build_optimizer(Misspelt(3, 3))
 
 
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_only_maps_of_activations_are_decayed(variant):
     model = tiny(variant)

@@ -76,13 +76,13 @@ def test_resumed_after_a_signal_it_is_the_uninterrupted_run(make_config, whole):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_a_run_of_another_computation_is_not_resumed(make_config):
+def test_a_run_of_other_semantics_is_not_resumed(make_config):
     config = make_config("old")
     train(config, console=quiet(), callbacks=[AtStep(5, lambda model: signal.raise_signal(signal.SIGTERM))])
     folder = Path(config.training.output_dir)
     file, before = folder / "checkpoint-5" / "config.json", losses(folder)
     file.write_text(json.dumps(json.loads(file.read_text()) | {"semantics": "2"}))
-    with pytest.raises(ConfigError, match="made for computation 2"):
+    with pytest.raises(ConfigError, match="made for semantics 2"):
         train(config, resume=True, console=quiet())
     assert losses(folder) == before
 

@@ -12,7 +12,10 @@ Scale = Literal["tiny", "small", "medium", "large"]
 
 
 def experiment(
-    name: Annotated[str | None, typer.Argument(help="Which one; without it they are listed.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Which one, or a Python file that defines an EXPERIMENT; without it they are listed."),
+    ] = None,
     scale: Annotated[Scale, typer.Option(help="Size of models and training; see experiments/README.md.")] = "tiny",
     seeds: Annotated[str, typer.Option(metavar="0,1,2", help="Seeds, with commas between.")] = "0",
     output: Annotated[
@@ -20,7 +23,9 @@ def experiment(
         typer.Option(help="Output folder; default runs/experiments/NAME-SCALE. A second run goes on there."),
     ] = None,
     data: Annotated[Path | None, typer.Option(exists=True, help="Corpus: a local file or folder.")] = None,
-    model: Annotated[Path | None, typer.Option(exists=True, help="eval-perplexity: folder of a saved model.")] = None,
+    model: Annotated[Path | None, typer.Option(exists=True, help="Folder of a saved model.")] = None,
+    row: Annotated[str | None, typer.Option(help="Run one row of this name, as --set says.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a setting.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the experiments and what they ask.")] = False,
 ) -> int:
@@ -28,24 +33,29 @@ def experiment(
     with checking_input():
         import torch
         from rich.console import Console
+        from rich.markdown import Markdown
 
-        from titans.experiments import EXPERIMENTS, Stopped, plan, rich_table, run
+        from titans.experiments import EXPERIMENTS, Stopped, load, markdown, plan, run
         from titans.training import ConfigError
     if list_ or name is None:
         width = max(map(len, EXPERIMENTS))
         for known in EXPERIMENTS.values():
             typer.echo(f"{known.name:{width}}  {known.purpose}")
         return 0
-    if name not in EXPERIMENTS:
-        raise BadInput(f"NAME: {name!r} is none of {', '.join(EXPERIMENTS)}")
+    if name not in EXPERIMENTS and not name.endswith(".py"):
+        raise BadInput(f"NAME: {name!r} is none of {', '.join(EXPERIMENTS)}, and no .py file")
     if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", seeds):
         raise BadInput(f"--seeds: expected numbers with commas between, such as 0,1,2, got {seeds}")
+    if row is not None and not re.fullmatch(r"\w[\w.-]*", row):
+        raise BadInput(f"--row: expected letters, digits, -, _ and ., got {row!r}")
     if threads is not None:
         torch.set_num_threads(threads)
-    inputs = {option: path for option, path in (("data", data), ("model", model)) if path is not None}
-    folder = output or Path("runs") / "experiments" / f"{name}-{scale}"
+    options = {"data": data, "model": model, "row": row, "set": tuple(set_ or ())}
+    inputs = {option: value for option, value in options.items() if value}
     with checking_input():
-        work = plan(EXPERIMENTS[name], scale, [int(seed) for seed in seeds.split(",")], folder, inputs)
+        chosen = EXPERIMENTS[name] if name in EXPERIMENTS else load(Path(name))
+        folder = output or Path("runs") / "experiments" / f"{chosen.name}-{scale}"
+        work = plan(chosen, scale, [int(seed) for seed in seeds.split(",")], folder, inputs)
         folder.mkdir(parents=True, exist_ok=True)
     try:
         report = run(work)
@@ -54,8 +64,6 @@ def experiment(
     except (Stopped, KeyboardInterrupt) as stop:
         typer.echo("stopped; what is finished is kept, the same command goes on from there", err=True)
         return 128 + (stop.signal if isinstance(stop, Stopped) else 2)
-    Console().print(rich_table(report))
-    for line in report.failures:
-        typer.echo(f"failed: {line}")
+    Console().print(Markdown(markdown(report)))
     typer.echo(f"results.json, table.md and figure.png in {folder}")
     return 0

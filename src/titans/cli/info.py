@@ -17,8 +17,8 @@ def info(
         from rich.console import Console
         from rich.table import Table
 
-        from titans.training.config import load_model_config
         from titans.models.cost import measure_cost
+        from titans.training.config import load_model_config
 
         model = load_model_config(config, set_ or [])
     cost = measure_cost(model)

@@ -1,95 +1,64 @@
-"""The picture of an experiment: a panel for every kind of figure."""
-
-from __future__ import annotations
+"""The picture of an experiment: a panel for every kind of figure, or for every arm."""
 
 import textwrap
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter
 
-from titans.experiments.experiment import Experiment
-from titans.experiments.report import Report, Summary
+from titans.experiments.report import Report, Spread
 
 PANEL = (4.8, 3.9)  # inches
 LEGEND = 1.8  # inches
 CHARACTERS = 11  # of a title, per inch
 MARKERS = "osD^vP*X<>"
+Lines = dict[str, dict[str, Spread]]  # label, then x; a figure without x is at ""
 
 
 def draw(report: Report, path: Path) -> None:
-    """Draw ``report`` into a PNG."""
-    figure = Figure(layout="constrained")
-    plot = report.experiment.plot or draw_panels
-    plot(figure, report.experiment, report.summary)
-    room = int(figure.get_size_inches()[0] * CHARACTERS)
-    figure.suptitle("\n".join(textwrap.wrap(report.legend, room)), fontsize=10)
+    """Draw ``report`` into a PNG: lines over x where figures were taken at several x, else a point for every label."""
+    experiment, summary = report.experiment, report.summary
+    panels: dict[str, Lines] = {}
+    found: dict[str, dict[str, None]] = {}  # the x of a panel, in their order
+    for name in report.figures:
+        kind, _, x = name.partition("@")
+        column = experiment.columns[kind]
+        for arm in (arm for arm in summary if column.drawn and name in summary[arm]):
+            panel, label = (arm, column.title) if experiment.by_arm else (kind, arm)
+            panels.setdefault(panel, {}).setdefault(label, {})[x] = summary[arm][name]
+            found.setdefault(panel, {})[x] = None
+    labels = [column.title for column in experiment.columns.values()] if experiment.by_arm else [*summary]
+    width = PANEL[0] * max(1, len(panels)) + LEGEND
+    figure = Figure(figsize=(width, PANEL[1]), layout="constrained")
+    handles = {}
+    for place, (panel, lines) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(1, len(panels), place)
+        column = next(iter(experiment.columns.values())) if experiment.by_arm else experiment.columns[panel]
+        xs = [*found[panel]]
+        form = ".0%" if column.form.endswith("%") else ".2f" if column.form.endswith("f") else column.form
+        draw_lines(axes, lines, xs, labels)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _, form=form: f"{value:{form}}"))
+        axes.grid(alpha=0.3)
+        if experiment.by_arm:
+            axes.set(xlabel=column.over, title=panel)
+        elif len(xs) > 1:
+            axes.set(xlabel=column.over, ylabel=column.title)
+        else:
+            axes.set(ylabel=experiment.heading(f"{panel}@{xs[0]}"))
+        handles.update(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles, loc="outside right center", fontsize=8)
+    figure.suptitle("\n".join(textwrap.wrap(report.legend, int(width * CHARACTERS))), fontsize=10)
     figure.savefig(path, dpi=120, format="png")
 
 
-def draw_panels(figure: Figure, experiment: Experiment, summary: Summary) -> None:
-    """A panel for every kind of figure: lines over x where it was taken at several x, else a dot for every arm.
-
-    The number of parameters gets no panel: it is what the arms share.
-    """
-    present = {name for figures in summary.values() for name in figures}
-    kinds = [kind for kind in experiment.columns if kind != "parameters" and any(_at(name, kind) for name in present)]
-    figure.set_size_inches(PANEL[0] * max(1, len(kinds)) + LEGEND, PANEL[1])
-    lines: dict[str, Any] = {}
-    for place, kind in enumerate(kinds):
-        axes = figure.add_subplot(1, len(kinds), place + 1)
-        if len([name for name in present if _at(name, kind)]) > 1:
-            draw_lines(axes, experiment, summary, kind)
-            handles, labels = axes.get_legend_handles_labels()
-            lines.update(zip(labels, handles))
-        else:
-            draw_dots(axes, experiment, summary, next(name for name in present if _at(name, kind)))
-    if lines:
-        figure.legend(lines.values(), lines, loc="outside right center", fontsize=8)
-
-
-def draw_lines(axes: Axes, experiment: Experiment, summary: Summary, kind: str) -> None:
-    """One line for every arm over the x of its figures ``kind@x``, the range over seeds as a bar."""
-    ticks: set[float] = set()
-    for place, (arm, figures) in enumerate(summary.items()):
-        points = sorted((float(name.partition("@")[2]), spread) for name, spread in figures.items() if _at(name, kind))
-        if points:
-            xs, spreads = zip(*points, strict=True)
-            ticks.update(xs)
-            middle = [spread.median for spread in spreads]
-            reach = [[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]]
-            look = {"color": f"C{place % 10}", "marker": MARKERS[place % len(MARKERS)], "ms": 5, "lw": 1.4}
-            axes.errorbar(xs, middle, reach, label=arm, capsize=3, **look)
-    if min(ticks) > 0 and max(ticks) >= 4 * min(ticks):
-        axes.set_xscale("log", base=2)
-    axes.set_xticks(sorted(ticks), [f"{tick:,g}" for tick in sorted(ticks)])
-    axes.xaxis.set_minor_locator(NullLocator())
-    column = experiment.columns[kind]
-    axes.set(ylabel=column.title, xlabel=column.over)
-    axes.yaxis.set_major_formatter(_formatter(column.form))
-    axes.grid(alpha=0.3)
-
-
-def draw_dots(axes: Axes, experiment: Experiment, summary: Summary, name: str) -> None:
-    """One row for every arm, its median as a dot and the range over seeds as a bar."""
-    arms = [arm for arm, figures in summary.items() if name in figures]
-    for place, arm in enumerate(arms):
-        spread = summary[arm][name]
-        reach = [[spread.median - spread.low], [spread.high - spread.median]]
-        axes.errorbar([spread.median], [place], xerr=reach, fmt="o", ms=7, capsize=4, color=f"C{place % 10}")
-    axes.set_yticks(range(len(arms)), arms)
-    axes.invert_yaxis()
-    axes.set(xlabel=experiment.heading(name))
-    axes.xaxis.set_major_formatter(_formatter(experiment.columns[name.partition("@")[0]].form))
-    axes.grid(alpha=0.3)
-
-
-def _at(name: str, kind: str) -> bool:
-    return name.partition("@")[0] == kind
-
-
-def _formatter(form: str) -> FuncFormatter:
-    form = ".0%" if form.endswith("%") else ".2f" if form.endswith("f") else form
-    return FuncFormatter(lambda value, _: f"{value:{form}}")
+def draw_lines(axes: Axes, lines: Lines, xs: list[str], labels: list[str]) -> None:
+    """One line for every label over its x, evenly spaced, the range over seeds as a bar; a single x is spread out."""
+    for label, points in lines.items():
+        n, at = labels.index(label), [x for x in xs if x in points]
+        spreads = [points[x] for x in at]
+        reach = [[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]]
+        look = {"color": f"C{n % 10}", "marker": MARKERS[n % len(MARKERS)], "ms": 5, "lw": 1.4, "capsize": 3}
+        places = [xs.index(x) for x in at] if len(xs) > 1 else [n]
+        axes.errorbar(places, [s.median for s in spreads], reach, label=label, **look)
+    axes.set_xticks(range(len(xs)), xs) if len(xs) > 1 else axes.set_xticks([])

@@ -1,9 +1,6 @@
 """Multi-query associative recall (MQAR): train a small model on it, score it at any length."""
 
-from __future__ import annotations
-
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -42,6 +39,10 @@ class RecallTask(BaseModel):
     lengths: tuple[int, ...] = (64, 256, 1024)
     samples: int = 256
 
+    def batch(self, rows: int, length: int, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Fresh samples and their labels, int64 ``[rows, length]``."""
+        return mqar_batch(rows, length, self.pairs, self.model.vocab_size, random, device())
+
 
 def device() -> torch.device:
     """The accelerator if there is one, else the CPU."""
@@ -59,8 +60,7 @@ def train_recall(
         say: shown a line every 50 steps.
 
     Returns:
-        The model, and what its training looked like: ``seconds``, ``losses`` in nats per query and gradient norms
-        before clipping at 1, one per step.
+        The model, and per step ``losses`` in nats per query and ``gradient_norms`` before clipping at 1.
 
     Raises:
         FloatingPointError: the loss or a gradient is not finite; the message names the step.
@@ -71,9 +71,8 @@ def train_recall(
     schedule = get_cosine_schedule_with_warmup(optimizer, task.warmup_steps, task.steps)
     random = torch.Generator().manual_seed(seed)
     losses, norms = [], []
-    started = time.perf_counter()
     for step in range(1, task.steps + 1):
-        ids, labels = mqar_batch(task.batch_size, task.length, task.pairs, task.model.vocab_size, random, device())
+        ids, labels = task.batch(task.batch_size, task.length, random)
         loss = model(ids, labels=labels).loss
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
@@ -85,7 +84,7 @@ def train_recall(
         schedule.step()
         if step % 50 == 0:
             say(f"  MQAR step {step}/{task.steps}  loss {losses[-1]:.3f}")
-    return model, {"seconds": time.perf_counter() - started, "losses": losses, "gradient_norms": norms}
+    return model, {"losses": losses, "gradient_norms": norms}
 
 
 @torch.no_grad()
@@ -93,10 +92,8 @@ def score_recall(model: TitansModel, task: RecallTask, length: int) -> float:
     """Share of queries answered right at ``length`` tokens, on samples that no training run sees."""
     model.eval()
     random = torch.Generator().manual_seed(SCORING_SEED)
-    rows = max(1, SCORING_TOKENS // length)
-    right = 0.0
+    rows, right = max(1, SCORING_TOKENS // length), 0.0
     for start in range(0, task.samples, rows):
-        count = min(rows, task.samples - start)
-        ids, labels = mqar_batch(count, length, task.pairs, task.model.vocab_size, random, device())
-        right += count * mqar_accuracy(model(ids).logits, labels)
+        ids, labels = task.batch(min(rows, task.samples - start), length, random)
+        right += len(ids) * mqar_accuracy(model(ids).logits, labels)
     return right / task.samples

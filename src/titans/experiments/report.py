@@ -1,15 +1,12 @@
 """From the records of units to one JSON, one Markdown table and one picture."""
 
-from __future__ import annotations
-
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
-
-from rich.table import Table
 
 from titans.experiments.experiment import Experiment
 from titans.experiments.machine import made_with
@@ -27,26 +24,23 @@ class Spread:
     high: float
 
 
-Summary = dict[str, dict[str, Spread]]  # arm, then figure
-
-
 @dataclass(frozen=True)
 class Report:
     """All records of a run.
 
     Args:
-        experiment, command, scale, seeds: what was run.
+        experiment, scale: what was run.
         records: of every unit, arms of the first seed first.
+        command: that made it.
     """
 
     experiment: Experiment
-    command: str
     scale: str
-    seeds: tuple[int, ...]
     records: tuple[Mapping[str, Any], ...]
+    command: str = ""
 
     @property
-    def summary(self) -> Summary:
+    def summary(self) -> dict[str, dict[str, Spread]]:
         """Every figure of every arm over the seeds that have it."""
         found: dict[str, dict[str, list[float]]] = {}
         for record in self.records:
@@ -60,19 +54,23 @@ class Report:
 
     @property
     def figures(self) -> list[str]:
-        """Names of all figures, in the order of the experiment's columns."""
+        """Names of all figures, in the order of the experiment's columns, then of the numbers x."""
         names = dict.fromkeys(name for record in self.records for name in record["figures"])
         kinds = list(self.experiment.columns)
-        return sorted(names, key=lambda name: kinds.index(name.partition("@")[0]))
+
+        def order(name: str) -> tuple[int, float]:
+            kind, _, x = name.partition("@")
+            number = re.match(r"\d+(\.\d+)?", x)
+            return kinds.index(kind), float(number[0]) if number else 0.0
+
+        return sorted(names, key=order)
 
     def rows(self) -> list[list[str]]:
         """The table, headings first."""
-        summary, experiment = self.summary, self.experiment
-        rows = [["", *map(experiment.heading, self.figures), *experiment.beside]]
-        for arm, figures in summary.items():
-            cells = [self._cell(name, figures.get(name)) for name in self.figures]
-            rows.append([arm, *cells, *(texts.get(arm, ABSENT) for texts in experiment.beside.values())])
-        return [list(row) for row in zip(*rows, strict=True)] if experiment.figures_down else rows
+        rows = [["", *map(self.experiment.heading, self.figures)]]
+        for arm, figures in self.summary.items():
+            rows.append([arm, *(self._cell(name, figures.get(name)) for name in self.figures)])
+        return [list(row) for row in zip(*rows, strict=True)] if self.experiment.by_arm else rows
 
     def _cell(self, name: str, spread: Spread | None) -> str:
         """The median, and the range in brackets when there is one to show."""
@@ -89,32 +87,24 @@ class Report:
 
     @property
     def legend(self) -> str:
-        seeds = ", ".join(map(str, self.seeds))
-        many = "; median over the seeds (lowest to highest)" if len(self.seeds) > 1 else ""
-        return f"{self.experiment.name}, scale {self.scale}, seed{'s' * bool(many)} {seeds}{many}"
+        seeds = sorted({record["seed"] for record in self.records})
+        many = "; median over the seeds (lowest to highest)" if len(seeds) > 1 else ""
+        return f"{self.experiment.name}, scale {self.scale}, seed{'s' * bool(many)} {', '.join(map(str, seeds))}{many}"
 
-
-def rich_table(report: Report) -> Table:
-    """The table for a terminal."""
-    headings, *rows = report.rows()
-    table = Table(title=report.legend)
-    for place, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if place else "left", no_wrap=not place)
-    for row in rows:
-        table.add_row(*row)
-    return table
+    @property
+    def table(self) -> str:
+        """The table in Markdown."""
+        headings, *rows = self.rows()
+        rule = ["---", *["---:"] * (len(headings) - 1)]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, rule, *rows))
 
 
 def markdown(report: Report) -> str:
     """The table, what it shows, and the units that failed."""
-    headings, *rows = report.rows()
-    lines = [f"# {report.legend}", "", report.experiment.purpose, ""]
-    lines += [_row(headings), _row(["---", *["---:"] * (len(headings) - 1)]), *(_row(row) for row in rows)]
-    if report.experiment.note:
-        lines += ["", report.experiment.note]
+    parts = [f"# {report.legend}", report.experiment.purpose, report.table, report.experiment.note]
     if report.failures:
-        lines += ["", "Failed:", *(f"- {line}" for line in report.failures)]
-    return "\n".join(lines) + "\n"
+        parts.append("\n".join(["Failed:", "", *(f"- {line}" for line in report.failures)]))
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def write_report(report: Report, output: Path) -> None:
@@ -125,18 +115,19 @@ def write_report(report: Report, output: Path) -> None:
         "command": report.command,
         "experiment": report.experiment.name,
         "scale": report.scale,
-        "seeds": report.seeds,
+        "seeds": sorted({record["seed"] for record in report.records}),
         "made_with": made_with(),
         "arms": {
             arm: {name: vars(spread) for name, spread in figures.items()} for arm, figures in report.summary.items()
         },
-        "units": report.records,
+        "units": [{name: value for name, value in record.items() if name != "raw"} for record in report.records],
     }
-    text = json.dumps(results, indent=1) + "\n"
-    write_whole(output / "results.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_json(output / "results.json", results)
     write_whole(output / "table.md", lambda path: path.write_text(markdown(report), encoding="utf-8"))
     write_whole(output / "figure.png", lambda path: draw(report, path))
 
 
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value``, whole or not at all."""
+    text = json.dumps(value, indent=1) + "\n"
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

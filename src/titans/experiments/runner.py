@@ -1,7 +1,5 @@
 """Running an experiment unit by unit; whatever was finished before is kept."""
 
-from __future__ import annotations
-
 import json
 import math
 import shlex
@@ -15,10 +13,9 @@ from typing import Any
 from pydantic import BaseModel
 from rich.console import Console
 
-from titans.experiments.experiment import Experiment, Figures, Workplace
+from titans.experiments.experiment import Experiment, Workplace
 from titans.experiments.machine import made_with
-from titans.experiments.report import Report, write_report
-from titans.files import write_whole
+from titans.experiments.report import Report, write_json, write_report
 
 
 @dataclass(frozen=True)
@@ -33,35 +30,30 @@ class Unit:
     def name(self) -> str:
         return f"{self.arm}-seed{self.seed}"
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """What its record begins with, as a JSON file gives it back."""
+        return {"arm": self.arm, "seed": self.seed, "settings": json.loads(self.settings.model_dump_json())}
+
 
 @dataclass(frozen=True)
 class Plan:
     """An experiment with everything chosen, checked against what the output folder holds.
 
     Args:
-        experiment: what is run.
-        scale: one of ``SCALES``.
-        seeds: one unit per arm and seed.
-        inputs: the files that the user gave, by the option's name.
+        experiment, scale: what is run.
+        command: that does this.
         output: folder of ``units/``, ``runs/``, ``results.json``, ``table.md`` and ``figure.png``.
         units: all units, the arms of the first seed first.
-        done: records of the finished ones by name.
+        done: records of finished ones by name, and of other rows.
     """
 
     experiment: Experiment
     scale: str
-    seeds: tuple[int, ...]
-    inputs: Mapping[str, Path]
+    command: str
     output: Path
     units: tuple[Unit, ...]
     done: Mapping[str, dict[str, Any]]
-
-    @property
-    def command(self) -> str:
-        """The command that does this."""
-        words = ["titans", "experiment", self.experiment.name, "--scale", self.scale]
-        words += ["--seeds", ",".join(map(str, self.seeds)), "--output", str(self.output)]
-        return shlex.join(words + [word for name, path in self.inputs.items() for word in (f"--{name}", str(path))])
 
 
 def plan(
@@ -69,7 +61,7 @@ def plan(
     scale: str,
     seeds: Sequence[int],
     output: str | Path,
-    inputs: Mapping[str, Path] | None = None,
+    inputs: Mapping[str, Any] | None = None,
 ) -> Plan:
     """List the units and find those that are finished. Writes nothing.
 
@@ -78,29 +70,29 @@ def plan(
         scale: "tiny", "small", "medium" or "large".
         seeds: of weights and data, each once.
         output: folder, new or of the same experiment.
-        inputs: the files that the user gave, by the option's name.
+        inputs: what the user gave, by the option's name.
 
     Raises:
         ValueError: an input that the experiment does not take, or an output folder with units of other settings.
         OSError: missing data.
     """
     inputs, output = inputs or {}, Path(output)
-    for name in inputs:
+    words = ["titans", "experiment", str(experiment.file or experiment.name), "--scale", scale]
+    words += ["--seeds", ",".join(map(str, seeds)), "--output", str(output)]
+    for name, value in inputs.items():
         if name not in experiment.inputs:
             raise ValueError(f"--{name}: {experiment.name} takes none")
+        words += [word for one in (value if name == "set" else [value]) for word in (f"--{name}", str(one))]
     if len(set(seeds)) != len(seeds) or not seeds:
         raise ValueError(f"--seeds: each seed once, got {','.join(map(str, seeds)) or 'none'}")
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"--output: {output} is a file")
     arms = experiment.arms(scale, **inputs)
-    units = tuple(Unit(arm, seed, settings) for seed in seeds for arm, settings in arms.items())
-    done = {path.stem: _read(path, experiment) for path in sorted((output / "units").glob("*.json"))}
-    for unit in units:
-        if unit.name in done:
-            _check_same(_plain(unit), done[unit.name]["settings"], output / "units" / f"{unit.name}.json")
-    wanted = {unit.name for unit in units}
-    done = {name: record for name, record in done.items() if name in wanted}
-    return Plan(experiment, scale, tuple(seeds), inputs, output, units, done)
+    units = {unit.name: unit for unit in (Unit(arm, seed, arms[arm]) for seed in seeds for arm in arms)}
+    done = {}
+    for path in sorted((output / "units").glob("*.json")):
+        record = _read(path, experiment, units.get(path.stem))
+        if path.stem in units or "row" in inputs:
+            done[path.stem] = record
+    return Plan(experiment, scale, shlex.join(words), output, tuple(units.values()), done)
 
 
 def run(work: Plan, console: Console | None = None) -> Report:
@@ -114,9 +106,7 @@ def run(work: Plan, console: Console | None = None) -> Report:
         Stopped: a signal came while a text model trained, and its checkpoint is saved.
     """
     console = Console(stderr=True) if console is None else console
-    records = dict(work.done)
-    spent = {name: record["seconds"] for name, record in records.items()}
-    started = time.perf_counter()
+    records, started = dict(work.done), time.perf_counter()
     for number, unit in enumerate(work.units, 1):
         place = Workplace(work.output / "runs" / unit.name, console)
         head = f"[{number}/{len(work.units)}] {unit.arm}, seed {unit.seed}"
@@ -124,74 +114,53 @@ def run(work: Plan, console: Console | None = None) -> Report:
             place.say(f"{head}: finished before, kept")
             continue
         place.say(head)
-        record = _run_unit(work.experiment, unit, place)
-        write_whole(work.output / "units" / f"{unit.name}.json", lambda path, r=record: _write_json(path, r))
-        records[unit.name], spent[unit.name] = record, record["seconds"]
-        left = _time_left(work.units[number:], records, spent)
+        record = records[unit.name] = _run_unit(work, unit, place)
+        write_json(work.output / "units" / f"{unit.name}.json", record)
+        left = sum(later.name not in records for later in work.units) * mean(r["seconds"] for r in records.values())
         elapsed = time.perf_counter() - started
-        outcome = record.get("failure") or _shown(work.experiment, record["figures"])
-        place.say(f"{head}: {outcome}  ({record['seconds']:.0f} s; {_span(elapsed)} so far, about {_span(left)} left)")
-    kept = tuple(records[unit.name] for unit in work.units)
-    report = Report(work.experiment, work.command, work.scale, work.seeds, kept)
+        shown = [f"{work.experiment.heading(x)}: {work.experiment.shown(x, y)}" for x, y in record["figures"].items()]
+        outcome = record.get("failure") or "; ".join(shown)
+        place.say(
+            f"{head}: {outcome}  ({record['seconds']:.0f} s; {elapsed / 60:.1f} min so far, about {left / 60:.1f} left)"
+        )
+    mine = [unit.name for unit in work.units]
+    kept = [records[name] for name in [*(name for name in records if name not in mine), *mine]]
+    report = Report(work.experiment, work.scale, tuple(kept), work.command)
     write_report(report, work.output)
     return report
 
 
-def _run_unit(experiment: Experiment, unit: Unit, place: Workplace) -> dict[str, Any]:
+def _run_unit(work: Plan, unit: Unit, place: Workplace) -> dict[str, Any]:
     began = time.perf_counter()
-    outcome: dict[str, Any]
+    experiment, failure = work.experiment, {}
     try:
         figures = experiment.unit(unit.settings, unit.seed, place)
-        broken = [name for name, value in figures.items() if not math.isfinite(value)]
-        if broken:
-            raise FloatingPointError(f"{experiment.heading(broken[0])} is {figures[broken[0]]}")
-        outcome = {"figures": figures}
+        for name, value in figures.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(f"{experiment.heading(name)} is {value}")
     except FloatingPointError as error:
-        outcome = {"figures": {}, "failure": str(error)}
-    told = {"experiment": experiment.name, "arm": unit.arm, "seed": unit.seed, "settings": _plain(unit)}
-    return {**told, **outcome, "seconds": round(time.perf_counter() - began, 1), "made_with": made_with()}
+        figures, failure = {}, {"failure": str(error)}
+    made = {"seconds": round(time.perf_counter() - began, 1), "command": work.command, "made_with": made_with()}
+    return {"experiment": experiment.name, **unit.told, "figures": figures, **failure, **made, "raw": place.raw}
 
 
-def _read(path: Path, experiment: Experiment) -> dict[str, Any]:
+def _read(path: Path, experiment: Experiment, unit: Unit | None) -> dict[str, Any]:
+    """The record of a finished unit; refuses one of another experiment, or of other settings than ``unit``'s."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        name, _ = record["experiment"], record["settings"]
+        before = {name: record[name] for name in ("experiment", "settings")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"--output: {path} is no unit of an experiment; choose another --output") from error
-    if name != experiment.name:
-        raise ValueError(f"--output: {path} belongs to {name}; choose another --output")
+    settings = before["settings"] if unit is None else unit.told["settings"]
+    _check_same({"experiment": experiment.name, "settings": settings}, before, path)
     return record
 
 
 def _check_same(now: Any, before: Any, path: Path, field: str = "") -> None:
-    """Refuse a finished unit whose settings are not those of the plan; names the first field that differs."""
+    """Refuse what a finished unit was not made with; names the first field that differs."""
     if isinstance(now, dict) and isinstance(before, dict):
-        for name in [*now, *(name for name in before if name not in now)]:
+        for name in {**now, **before}:
             _check_same(now.get(name), before.get(name), path, f"{field}.{name}" if field else name)
     elif now != before:
-        raise ValueError(
-            f"--output: {path} was made with {field} = {before!r}, now it is {now!r}; choose another --output"
-        )
-
-
-def _plain(unit: Unit) -> dict[str, Any]:
-    """The settings as a JSON file gives them back."""
-    return json.loads(unit.settings.model_dump_json())
-
-
-def _time_left(units: Sequence[Unit], records: Mapping[str, Any], spent: Mapping[str, float]) -> float:
-    """Seconds for the units to come: what their arm took at another seed, else the mean of all."""
-    by_arm = {record["arm"]: record["seconds"] for record in records.values()}
-    return sum(by_arm.get(unit.arm, mean(spent.values())) for unit in units if unit.name not in records)
-
-
-def _shown(experiment: Experiment, figures: Figures) -> str:
-    return "; ".join(f"{experiment.heading(name)}: {experiment.shown(name, value)}" for name, value in figures.items())
-
-
-def _span(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        made = f"{path} was made with {field} = {before!r}, now it is {now!r}"
+        raise ValueError(f"--output: {made}; choose another --output")

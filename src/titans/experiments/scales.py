@@ -4,48 +4,44 @@ tiny is for two CPU cores and ten minutes an experiment, small for the same core
 sizes of `TitansConfig.preset` and need an accelerator.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict
 
 from titans.data import ByteTokenizer
-from titans.experiments.models import match_parameters, parameters
 from titans.experiments.recall import RecallTask
-from titans.experiments.text import TextTask, validation_streams
+from titans.experiments.text import validation_streams
 from titans.miras import MLP, MirasConfig
-from titans.models import TitansConfig
-from titans.models.config import Variant
+from titans.models import TitansConfig, build_model, count_parameters
 from titans.training import TrainConfig
 from titans.training.config import DataSection
 
 
-class Scale(BaseModel):
+@dataclass(frozen=True)
+class Scale:
     """One scale.
 
     Args:
-        preset: of the text models; None where ``text_model`` says it all.
-        text_model: fields of `TitansConfig` for byte-level text.
+        model: fields of `TitansConfig` for byte-level text, besides those of ``preset``.
         length: bytes of a training window.
         training: fields of the training section.
-        lengths, windows: see `TextTask`.
-        recall_model: fields of `TitansConfig` for MQAR.
-        recall: fields of `RecallTask` besides the model.
+        lengths, windows: see `Comparison`.
+        recall: fields of `RecallTask`, its model's among them.
+        preset: of the text models.
         expansion: hidden width of MLP memories, in head widths.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    preset: str | None = None
-    text_model: dict[str, Any]
+    model: dict[str, Any]
     length: int
     training: dict[str, Any]
     lengths: tuple[int, ...]
-    windows: int
-    recall_model: dict[str, Any]
     recall: dict[str, Any]
+    windows: int = 64
+    preset: str | None = None
     expansion: float = 4
 
     @property
@@ -53,119 +49,155 @@ class Scale(BaseModel):
         """The memory network of arms that do not choose one themselves."""
         return MLP(expansion=self.expansion)
 
-    @property
-    def rule(self) -> MirasConfig:
-        """The memory rule of arms that do not choose one themselves."""
-        return MirasConfig.steady(self.mlp)
 
-
-CHUNKS = {"chunk_size": 16, "segment_len": 64, "window": 64}
-RECALL_MODEL = {"vocab_size": 128, "d_model": 64, "n_layers": 2, "chunk_size": 16, "window": 16, "n_persistent": 0}
+TEXT = {"n_layers": 2, "n_persistent": 4, "chunk_size": 16, "segment_len": 64, "window": 64}
+GPU_TEXT = {"chunk_size": 64, "segment_len": 256, "window": 256}
 GPU = {
-    "precision": "bf16",
-    "engine": "compiled",
-    "warmup_steps": 500,
-    "eval_every": 1000,
-    "eval_tokens": 2**19,
-    "log_every": 100,
-}
-GPU_MODEL = {"chunk_size": 64, "segment_len": 256, "window": 256}
+    "precision": "bf16", "engine": "compiled", "warmup_steps": 500, "eval_every": 1000, "eval_tokens": 2**19,
+    "log_every": 100, "batch_size": 16, "lr": 1e-3,
+}  # fmt: skip
+
+
+def _recall(vocab_size: int, d_model: int, **task: Any) -> dict[str, Any]:
+    sizes = {"n_layers": 2, "chunk_size": 16, "window": 16, "n_persistent": 0}
+    return {"model": {"vocab_size": vocab_size, "d_model": d_model, **sizes}, **task}
+
 
 SCALES = {
     "tiny": Scale(
-        text_model={"d_model": 64, "n_layers": 2, "n_persistent": 4, **CHUNKS},
+        model={"d_model": 64, **TEXT},
         length=256,
         training={"steps": 120, "batch_size": 8, "lr": 4e-3, "warmup_steps": 20, "eval_every": 0, "save_every": 40},
         lengths=(256, 1024),
         windows=32,
-        recall_model={**RECALL_MODEL, "vocab_size": 32},
-        recall={"steps": 300, "batch_size": 16, "lr": 5e-3, "pairs": 4, "samples": 64},
+        recall=_recall(32, 64, pairs=4, batch_size=16, lr=5e-3, samples=64),
         expansion=2,
     ),
     "small": Scale(
-        text_model={"d_model": 128, "n_layers": 2, "n_persistent": 4, **CHUNKS},
+        model={"d_model": 128, **TEXT},
         length=512,
         training={"steps": 500, "batch_size": 8, "lr": 3e-3, "warmup_steps": 50, "eval_every": 250, "save_every": 50},
         lengths=(512, 1024, 2048),
-        windows=64,
-        recall_model=RECALL_MODEL,
-        recall={},
+        recall=_recall(128, 64),
     ),
     "medium": Scale(
+        model=GPU_TEXT,
         preset="tiny",
-        text_model=GPU_MODEL,
         length=2048,
-        training={"steps": 10_000, "batch_size": 16, "lr": 1e-3, **GPU},
+        training={**GPU, "steps": 10_000},
         lengths=(2048, 8192, 16_384),
-        windows=64,
-        recall_model={**RECALL_MODEL, "d_model": 128, "vocab_size": 1024},
-        recall={"steps": 2000, "pairs": 16, "length": 128, "lengths": (128, 512, 2048)},
+        recall=_recall(1024, 128, pairs=16, steps=2000, length=128, lengths=(128, 512, 2048)),
     ),
     "large": Scale(
+        model=GPU_TEXT,
         preset="small",
-        text_model=GPU_MODEL,
         length=4096,
-        training={"steps": 20_000, "batch_size": 16, "gradient_accumulation": 2, "lr": 1e-3, **GPU},
+        training={**GPU, "steps": 20_000, "gradient_accumulation": 2},
         lengths=(4096, 16_384, 32_768),
-        windows=64,
-        recall_model={**RECALL_MODEL, "d_model": 256, "vocab_size": 4096},
-        recall={"steps": 5000, "pairs": 64, "length": 512, "lengths": (512, 2048, 8192), "lr": 2e-3},
+        recall=_recall(4096, 256, pairs=64, steps=5000, lr=2e-3, length=512, lengths=(512, 2048, 8192)),
     ),
 }
 
 
 class Comparison(BaseModel):
-    """Settings of an arm that is measured on text and, if it has such a task, on recall."""
+    """Settings of an arm that is measured on text and, if it has such a task, on recall.
+
+    Args:
+        text: training of the text model; its output folder and seed are the unit's.
+        lengths: bits per byte are measured over this many first bytes of a validation stream; any increasing numbers.
+        windows: validation streams of the largest length.
+        recall: the other task.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    text: TextTask
+    text: TrainConfig
+    lengths: tuple[int, ...]
+    windows: int
     recall: RecallTask | None = None
 
 
-def corpus(scale: Scale, source: str = "stdlib", data_dir: str | None = None) -> dict[str, Any]:
-    """A data section without its length, after a look at whether the corpus is there and long enough.
+def corpus(scale: Scale, source: str | Path | None = None, data_dir: Path | None = None) -> dict[str, Any]:
+    """A data section for this scale, after a look at whether the corpus is there and long enough.
+
+    Args:
+        source: as `DataSection` has it; None for the default corpus.
+        data_dir: where downloaded corpora lie.
 
     Raises:
         ValueError, OSError, ImportError: as `titans.experiments.text.validation_streams`.
     """
-    section = {"source": source, "data_dir": data_dir}
-    validation_streams(DataSection(length=scale.length, **section), max(scale.lengths), 1, ByteTokenizer())
+    folder = None if data_dir is None else str(data_dir)
+    section = {"source": str(source or "stdlib"), "data_dir": folder, "length": scale.length}
+    validation_streams(DataSection(**section), max(scale.lengths), 1, ByteTokenizer())
     return section
 
 
-def text_task(scale: Scale, variant: Variant, data: Mapping[str, Any], **changes: Any) -> TextTask:
-    """A text task of this scale; ``changes`` are fields of its model."""
-    fields = {"vocab_size": 256, "max_seq_len": scale.length, "lr": scale.training["lr"], "miras": scale.rule}
-    fields = {**fields, **scale.text_model, **changes}
-    preset = scale.preset
-    model = TitansConfig.preset(preset, variant, **fields) if preset else TitansConfig(variant=variant, **fields)
-    sections = {"model": model.to_dict(), "data": {**data, "length": scale.length}, "training": scale.training}
-    return TextTask(run=TrainConfig.parse(sections), lengths=scale.lengths, windows=scale.windows)
+def text_run(
+    scale: Scale, data: Mapping[str, Any], variant: str, overrides: tuple[str, ...] = (), **changes: Any
+) -> TrainConfig:
+    """A run of this scale, every default of the memory spelt out.
+
+    Args:
+        data: what `corpus` gives.
+        overrides: as `TrainConfig.parse`; the last word.
+        changes: fields of the model.
+    """
+    fields: dict[str, Any] = {"vocab_size": 256, "miras": MirasConfig.steady(scale.mlp), **scale.model, **changes}
+    if scale.preset is not None:
+        fields = TitansConfig.preset(scale.preset, variant, **fields).model_dump(exclude_unset=True)
+    raw = {"model": {**fields, "variant": variant}, "data": {**data}, "training": scale.training}
+    run = TrainConfig.parse(raw, overrides)
+    return run.model_copy(update={"model": run.model.explicit()})
 
 
-def recall_task(scale: Scale, variant: Variant, **changes: Any) -> RecallTask:
+def recall_task(scale: Scale, variant: str, **changes: Any) -> RecallTask:
     """A recall task of this scale; ``changes`` are fields of its model."""
-    return RecallTask(
-        model=TitansConfig(variant=variant, **{"miras": scale.rule, **scale.recall_model, **changes}), **scale.recall
-    )
+    fields = {"miras": MirasConfig.steady(scale.mlp), **scale.recall["model"], **changes}
+    return RecallTask(**{**scale.recall, "model": TitansConfig(variant=variant, **fields).explicit()})
 
 
-def comparison(scale: Scale, variant: Variant, data: Mapping[str, Any], **changes: Any) -> Comparison:
-    """Both tasks, with the same changes to both models."""
-    return Comparison(text=text_task(scale, variant, data, **changes), recall=recall_task(scale, variant, **changes))
+def comparison(scale: Scale, data: Mapping[str, Any], variant: str, recall: bool = True, **changes: Any) -> Comparison:
+    """An arm with both tasks, or with the text alone; ``changes`` are fields of its models."""
+    text = text_run(scale, data, variant, **changes)
+    task = recall_task(scale, variant, **changes) if recall else None
+    return Comparison(text=text, lengths=scale.lengths, windows=scale.windows, recall=task)
 
 
 def equal_size(arms: Mapping[str, Comparison], like: str) -> dict[str, Comparison]:
     """The arms with their feed-forwards widened or narrowed until their models have the size of arm ``like``'s."""
-    text, recall = arms[like].text, arms[like].recall
-    text_size, recall_size = parameters(text.run.model), 0 if recall is None else parameters(recall.model)
-    return {name: arm if name == like else _resized(arm, text_size, recall_size) for name, arm in arms.items()}
+    found = dict(arms)
+    for part in ("text", "recall"):
+        target = getattr(arms[like], part)
+        size = 0 if target is None else parameters(target.model)
+        for name in [name for name in arms if name != like and size]:
+            task = getattr(arms[name], part)
+            task = task.model_copy(update={"model": match_parameters(task.model, size)})
+            found[name] = found[name].model_copy(update={part: task})
+    return found
 
 
-def _resized(arm: Comparison, text_size: int, recall_size: int) -> Comparison:
-    text, recall = arm.text, arm.recall
-    run = text.run.model_copy(update={"model": match_parameters(text.run.model, text_size)})
-    if recall is not None:
-        recall = recall.model_copy(update={"model": match_parameters(recall.model, recall_size)})
-    return Comparison(text=text.model_copy(update={"run": run}), recall=recall)
+def parameters(config: TitansConfig) -> int:
+    """Learned numbers of the model that ``config`` describes, without making it."""
+    with torch.device("meta"):
+        return count_parameters(build_model(config))
+
+
+def match_parameters(config: TitansConfig, size: int) -> TitansConfig:
+    """``config`` with the width of its feed-forward chosen so that it has ``size`` parameters.
+
+    That width moves in steps of 8, so half a step (12 · d_model · n_layers parameters) may remain.
+
+    Raises:
+        ValueError: with the least feed-forward the model would still be larger.
+    """
+
+    def of_width(hidden: int) -> TitansConfig:
+        # The layer rounds its width up: half an element below keeps clear of rounding errors.
+        return config.model_copy(update={"ffn_mult": (hidden - 0.5) * 3 / (2 * config.d_model)})
+
+    least = parameters(of_width(8))
+    steps = round((size - least) / (24 * config.d_model * config.n_layers))
+    if steps < 0:
+        raise ValueError(f"{config.variant}: {least} parameters with the least feed-forward are more than {size}")
+    return of_width(8 + 8 * steps)

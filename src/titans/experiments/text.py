@@ -1,12 +1,9 @@
 """A text model as part of a unit: trained once, gone on with after a break, measured from its saved weights."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from titans.data import TokenDocuments, Tokenizer, evaluation_windows, load_documents
@@ -14,32 +11,20 @@ from titans.evaluation import MemoryMode, nats_by_position
 from titans.experiments.experiment import Stopped, Workplace
 from titans.experiments.recall import device
 from titans.models import load_model
-from titans.training import TrainConfig
-from titans.training.checkpoints import CONFIG_FILE, MODEL_DIR, check_same, last_checkpoint
+from titans.training import ConfigError, TrainConfig
+from titans.training.checkpoints import CONFIG_FILE, METRICS_FILE, MODEL_DIR, check_same, last_checkpoint
 from titans.training.config import DataSection
+from titans.training.curve import read_metrics
 from titans.training.data import load_saved_tokenizer
 
 READ_AT_ONCE = 2**14  # tokens
 
 
-class TextTask(BaseModel):
-    """A text model, how it is trained, and where its loss is measured.
-
-    Args:
-        run: the training run; its output folder and seed are the unit's.
-        lengths: bits per byte are measured over this many first bytes of a validation stream; any increasing numbers.
-        windows: validation streams of the largest length.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    run: TrainConfig
-    lengths: tuple[int, ...]
-    windows: int
-
-
-def train_text(task: TextTask, seed: int, place: Workplace) -> Path:
+def train_text(run: TrainConfig, seed: int, place: Workplace) -> Path:
     """Train, from the last checkpoint if there is one, not at all if the model is there. Returns the model's folder.
+
+    The output folder and the seed of ``run`` are the unit's. The record keeps ``losses`` and ``gradient_norms``, one
+    per step.
 
     Raises:
         ConfigError: unusable data, or a run of other settings in the unit's folder.
@@ -50,14 +35,20 @@ def train_text(task: TextTask, seed: int, place: Workplace) -> Path:
 
     folder = place.folder / "text"
     changes = {"output_dir": str(folder), "seed": seed}
-    config = task.run.model_copy(update={"training": task.run.training.model_copy(update=changes)})
-    if (folder / MODEL_DIR).exists():
+    config = run.model_copy(update={"training": run.training.model_copy(update=changes)})
+    whole, begun = (folder / MODEL_DIR).exists(), last_checkpoint(folder) is not None
+    if whole or begun:
         check_same(config, folder / CONFIG_FILE)
-        return folder / MODEL_DIR
-    result = train(config, resume=last_checkpoint(folder) is not None, console=place.console)
-    if result.model_dir is None:
+        # A resumed run may have another end of its schedule, a unit may not.
+        steps = TrainConfig.load(folder / CONFIG_FILE).training.steps
+        if steps != config.training.steps:
+            raise ConfigError(f"training.steps: the run in {folder} has {steps}, not {config.training.steps}")
+    if not whole and (result := train(config, resume=begun, console=place.console)).model_dir is None:
         raise Stopped(result.signal or 0)
-    return result.model_dir
+    steps = read_metrics(folder / METRICS_FILE)
+    place.raw["losses"] = [step["loss"] for step in steps if "loss" in step]
+    place.raw["gradient_norms"] = [step["grad_norm"] for step in steps if "grad_norm" in step]
+    return folder / MODEL_DIR
 
 
 def bits_by_position(
@@ -98,9 +89,5 @@ def validation_streams(data: DataSection, length: int, windows: int, tokenizer: 
 
 
 def validation_texts(data: DataSection) -> list[str]:
-    """The documents of the validation split.
-
-    Raises:
-        ValueError, OSError, ImportError: as `titans.data.load_documents`.
-    """
+    """The documents of the validation split; raises as `titans.data.load_documents`."""
     return load_documents(data.source, "validation", text_field=data.text_field, data_dir=data.data_dir)

@@ -1,10 +1,7 @@
 """What a run leaves in its folder: which checkpoints are whole, whether a run may start or go on there."""
 
 import json
-import os
 import re
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from titans.files import write_whole

@@ -221,7 +221,7 @@ def _validated(model: type[Model], raw: dict[str, Any], overrides: Sequence[str]
     """A mapping with its overrides as a checked ``model``."""
     raw = copy.deepcopy(raw)
     for override in overrides:
-        _set(raw, override)
+        set_field(raw, override)
     try:
         return model.model_validate(raw)
     except ValidationError as error:
@@ -244,7 +244,7 @@ def _parse_yaml(text: str, origin: str) -> Any:
         raise ConfigError(f"{origin}: not YAML: {' '.join(str(error).split())}") from error
 
 
-def _set(raw: dict[str, Any], override: str) -> None:
+def set_field(raw: dict[str, Any], override: str) -> None:
     """Apply one ``a.b=c`` to the nested mapping in place."""
     path, sign, text = override.partition("=")
     if not sign or not path or not all(path.split(".")):

@@ -70,7 +70,7 @@ def train(
     found = checkpoints.check_folder(config, resume)
     initial = None
     if found is not None:
-        _check_computation(found[0])
+        _check_semantics(found[0])
     elif config.training.init_from is not None:
         initial = _initial_model(config)
     data = load_data(config)
@@ -102,8 +102,8 @@ def train(
     )
 
 
-def _check_computation(checkpoint: Path) -> None:
-    """transformers would load weights that were trained for another computation without a word."""
+def _check_semantics(checkpoint: Path) -> None:
+    """transformers would load weights that were trained under other semantics without a word."""
     try:
         TitansHFConfig.from_pretrained(checkpoint)
     except ValueError as error:

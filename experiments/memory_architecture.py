@@ -1,22 +1,20 @@
 """Which memory network? Vector, matrix, MLP and gated MLP (MIRAS §4, axis 1)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
-from titans.experiments.experiment import Experiment
-from titans.experiments.measure import COLUMNS, measure
-from titans.experiments.scales import SCALES, Comparison, comparison, corpus, equal_size
+from titans.experiments import SCALES, Experiment
+from titans.experiments.comparisons import COLUMNS, measure
+from titans.experiments.scales import Comparison, comparison, corpus, equal_size
 from titans.miras import GatedMLP, Matrix, MirasConfig, Vector
 
 
 def arms(scale: str, data: Path | None = None) -> dict[str, Comparison]:
     """The four networks under the steady rule, all of the size of the MLP."""
     size = SCALES[scale]
-    text = corpus(size, str(data or "stdlib"))
+    text = corpus(size, data)
     # A gated MLP has three maps where an MLP has two.
     networks = [Vector(), Matrix(), size.mlp, GatedMLP(expansion=size.expansion * 2 / 3)]
-    found = {network.name: comparison(size, "LMM", text, miras=MirasConfig.steady(network)) for network in networks}
+    found = {network.name: comparison(size, text, "LMM", miras=MirasConfig.steady(network)) for network in networks}
     return equal_size(found, like="mlp")
 
 

@@ -4,10 +4,9 @@ Trained on 256 tokens, read to 16,384: a memory must make room for the new witho
 forgetting, MIRAS §5.2 on Memora).
 """
 
-from __future__ import annotations
+from vector_recall import STUDY, VectorTask, accuracy, learn
 
-from titans.experiments.experiment import Column, Experiment, Figures, Workplace
-from titans.experiments.vector_recall import STUDY, VectorTask, accuracy, learn
+from titans.experiments import Column, Experiment, Figures, Workplace
 from titans.miras import MirasConfig
 from titans.miras.config import PRESETS
 

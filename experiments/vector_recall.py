@@ -7,8 +7,6 @@ as constants, the norm) are learned on short streams; all else about a task is h
 Legend: B streams, T tokens, D width, N candidates.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from titans.experiments.experiment import Figures, Workplace
+from titans.experiments import Figures, Workplace
 from titans.miras import MLP, MirasConfig
 from titans.ops.memory import default_steps, memory_scan
 
