@@ -118,8 +118,8 @@ class NeuralMemoryConfig(_Config):
         momentum: past surprise S_t = η_t S_{t-1} - θ_t g_t, on or off; None as the variant says: DEFAULT has it, YAAD,
             MONETA and MEMORA have none in their paper, and are far steadier without.
         max_lr: cap of the step, with momentum of θ / (1 - η), on a loss averaged over a head's channels, as the
-            original's is; ``titans`` sums, so its ``theta_max`` is max_lr / (dim / heads), times its rule's ``step_scale``.
-            At 1 that is the cap ``titans`` itself takes.
+            original's is; ``titans`` sums, so its ``theta_max`` is max_lr / (dim / heads), times its rule's
+            ``step_scale``. At 1 that is the cap ``titans`` itself takes.
         batch_size, chunk_size, segment_len: the memory's chunk, after which gradients are taken anew, is the first
             that is given (a chunk_size of 1 counts as not given), else ``TransformerConfig.segment_len``. Gates act
             per token whatever it is.

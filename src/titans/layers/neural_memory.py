@@ -143,8 +143,8 @@ class NeuralMemory(Module):
         self.initial_weights = nn.ParameterList(nn.Parameter(torch.empty(shape)) for shape in shapes)
         per_chunk, normed = self.miras.algorithm.per_chunk, self.miras.architecture.residual_norm
         self.log_steps = nn.ParameterList(nn.Parameter(torch.empty(n_heads)) for _ in shapes) if per_chunk else None
-        for name in ("norm_gain", "norm_bias"):
-            self.register_parameter(name, nn.Parameter(torch.empty(n_heads, self.head_dim)) if normed else None)
+        self.norm_gain = nn.Parameter(torch.empty(n_heads, self.head_dim)) if normed else None
+        self.norm_bias = nn.Parameter(torch.empty(n_heads, self.head_dim)) if normed else None
         self.read_norm = nn.RMSNorm(d_model)
         self.read_gate = Linear(d_model, d_model)
         self.out = Linear(d_model, d_model)
