@@ -12,6 +12,7 @@ from titans.cli import main
 from titans.data import ByteTokenizer
 from titans.evaluation import TASKS, EvaluationError, evaluate
 from titans.evaluation import harness as module
+from titans.evaluation.plots import plot_accuracy_by_state
 from titans.evaluation.report import table
 from titans.evaluation.task import depth_of, mean_score
 
@@ -127,6 +128,14 @@ def test_the_table_says_what_is_missing(reader, text):
     shown = table(results)
     assert "| 50 | 1k |" in shown and "| niah_single_1 | – | 100.0 ± 0.0 |" in shown
     assert "- niah_single_1 at 50: skipped, 50 tokens are too few" in shown
+
+
+def test_accuracy_against_state_is_drawn_for_what_was_measured(reader, text, tmp_path):
+    run_of_one = run(reader(ByteTokenizer(), finds), text, tasks=["niah_single_1"], lengths=[50, 600])
+    plot_accuracy_by_state({"finds": run_of_one}, "niah_single_1", tmp_path / "state.png")
+    assert (tmp_path / "state.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="task: no run has measured 'mqar_zoology'"):
+        plot_accuracy_by_state({"finds": run_of_one}, "mqar_zoology", tmp_path / "none.png")
 
 
 @pytest.fixture(scope="module")

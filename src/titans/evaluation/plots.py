@@ -99,3 +99,34 @@ def _panels(
         values = [[scores.get((task, length), math.nan) for length in lengths] for task in others]
         panels.append(("tasks without one needle", "", others, values))
     return panels
+
+
+def plot_accuracy_by_state(runs: Mapping[str, Mapping[str, Any]], task: str, path: str | Path) -> None:
+    """Accuracy against the bytes of state that a stream carries, one line a model with a dot for every length.
+
+    Args:
+        runs: label -> what `titans.evaluation.evaluate` returned or results.json holds.
+        task: such as "mqar_zoology".
+        path: PNG to write.
+
+    Raises:
+        ValueError: no run has measured this task.
+    """
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for label, run in runs.items():
+        cells = [cell for cell in run["cells"] if cell["task"] == task and "score" in cell]
+        if cells:
+            states, scores = [cell["state_bytes"] for cell in cells], [cell["score"] for cell in cells]
+            axes.plot(states, scores, marker="o", label=label, linewidth=1.2)
+            for cell in cells:
+                at = (cell["state_bytes"], cell["score"])
+                axes.annotate(shown_length(cell["length"]), at, (4, 4), textcoords="offset points", size=7)
+    if not axes.lines:
+        raise ValueError(f"task: no run has measured {task!r}")
+    axes.set_xscale("log", base=2)
+    axes.set(title=task, xlabel="bytes of state per stream", ylabel="accuracy", ylim=(-0.03, 1.05))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120, format="png")

@@ -26,6 +26,9 @@ from titans.evaluation.reading import READ_AT_ONCE, device_of
 from titans.evaluation.running_text import RunningText
 from titans.evaluation.task import NotMeasurable, Record
 
+MOST_LOGITS = 2**26
+"""Of a call: half a gigabyte in the float64 that losses are taken in."""
+
 
 class Perplexity:
     """The task ``ppl``.
@@ -69,7 +72,7 @@ class Perplexity:
         for mode in modes:
             segment = model.config.segment
             if mode != "reset":  # only there it decides more than the memory needed
-                segment *= max(1, READ_AT_ONCE // len(ids) // segment)
+                segment *= max(1, min(READ_AT_ONCE, MOST_LOGITS // model.config.vocab_size) // len(ids) // segment)
             nats, held = nats_of_rows(model, ids, segment=segment, memory=mode)
             parts = [nats[:, begin:end].sum(1) for begin, end in ranges(length)]
             found[mode] = torch.stack(parts, 1).tolist()

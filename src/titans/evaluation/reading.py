@@ -14,7 +14,7 @@ from titans.data import Tokenizer
 READ_AT_ONCE = 2**14
 """Tokens of a call, over all rows."""
 BATCH_TOKENS = 2**16
-MOST_ROWS = 32
+MOST_ROWS = 16
 
 
 def rows_at_once(length: int) -> int:
