@@ -82,6 +82,7 @@ class PublishedBabilong(Babilong):
     def __init__(self, name: str):
         self.name = name
         self.world = name.removeprefix("babilong_published_")
+        self._rows: dict[int, Any] = {}
         self.note = (
             "the published BABILong set, its text followed by the bare question: comparable with models trained on the "
             "task, not with instruction prompts"
@@ -93,18 +94,24 @@ class PublishedBabilong(Babilong):
 
     def count(self, tokenizer: Tokenizer, length: int, samples: int) -> int:
         """As `titans.evaluation.task.Task`: a file has a hundred."""
-        return min(samples, len(published_rows(self.world, length)))
+        return min(samples, len(self.rows(length)))
 
     def samples(
         self, tokenizer: Tokenizer, length: int, indices: Sequence[int], samples: int, seed: int
     ) -> list[TextSample]:
         """As `TextTask`, in the order of the set."""
-        rows = published_rows(self.world, length)
+        rows = self.rows(length)
         found = []
         for row in (rows[i] for i in indices):
             ids = tokenizer.encode_array(PROMPT.format(context=row["input"], question=row["question"]))
             found.append(TextSample(ids.astype(np.int64), row["target"], row["question"], None))
         return found
+
+    def rows(self, length: int) -> Any:
+        """As `published_rows`, loaded once."""
+        if length not in self._rows:
+            self._rows[length] = published_rows(self.world, length)
+        return self._rows[length]
 
     def draft(self, random: Random, depth: float) -> Draft:
         """The set cannot be trained on."""
