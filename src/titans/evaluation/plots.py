@@ -102,7 +102,7 @@ def _panels(
 
 
 def plot_accuracy_by_state(runs: Mapping[str, Mapping[str, Any]], task: str, path: str | Path) -> None:
-    """Accuracy against the bytes of state that a stream carries, one line a model with a dot for every length.
+    """Accuracy against the bytes of state that a stream carries, one line a length with a dot for every model.
 
     Args:
         runs: label -> what `titans.evaluation.evaluate` returned or results.json holds.
@@ -112,21 +112,27 @@ def plot_accuracy_by_state(runs: Mapping[str, Mapping[str, Any]], task: str, pat
     Raises:
         ValueError: no run has measured this task.
     """
+    points: dict[int, list[tuple[float, float, str]]] = {}
+    for label, run in runs.items():
+        for cell in run["cells"]:
+            if cell["task"] == task and "score" in cell:
+                points.setdefault(cell["length"], []).append((cell["state_bytes"], cell["score"], label))
+    if not points:
+        raise ValueError(f"task: no run has measured {task!r}")
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for label, run in runs.items():
-        cells = [cell for cell in run["cells"] if cell["task"] == task and "score" in cell]
-        if cells:
-            states, scores = [cell["state_bytes"] for cell in cells], [cell["score"] for cell in cells]
-            axes.plot(states, scores, marker="o", label=label, linewidth=1.2)
-            for cell in cells:
-                at = (cell["state_bytes"], cell["score"])
-                axes.annotate(shown_length(cell["length"]), at, (4, 4), textcoords="offset points", size=7)
-    if not axes.lines:
-        raise ValueError(f"task: no run has measured {task!r}")
+    for length in sorted(points):
+        states, scores, _ = zip(*sorted(points[length]), strict=True)
+        axes.plot(states, scores, marker="o", label=f"{shown_length(length)} tokens", linewidth=1.2, alpha=0.8)
+    highest: dict[str, tuple[float, float]] = {}
+    for state, score, label in (point for found in points.values() for point in found):
+        highest[label] = max(highest.get(label, (state, -1.0)), (state, score), key=lambda at: at[1])
+    for label, at in highest.items():
+        axes.annotate(label, at, (0, 7), textcoords="offset points", size=8, ha="center")
     axes.set_xscale("log", base=2)
-    axes.set(title=task, xlabel="bytes of state per stream", ylabel="accuracy", ylim=(-0.03, 1.05))
+    axes.margins(x=0.12)
+    axes.set(title=task, xlabel="bytes of state per stream", ylabel="accuracy", ylim=(-0.05, 1.12))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside right center")
     figure.savefig(path, dpi=120, format="png")
