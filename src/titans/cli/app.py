@@ -2,6 +2,7 @@
 
 import typer
 
+from titans.cli.evaluate import evaluate
 from titans.cli.experiment import experiment
 from titans.cli.generate import generate
 from titans.cli.info import info
@@ -15,5 +16,5 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (train, generate, info, experiment):
+for command in (train, generate, evaluate, info, experiment):
     app.command()(command)

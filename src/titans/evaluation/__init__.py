@@ -1,5 +1,8 @@
-"""What a model's memory is worth, measured."""
+"""Tasks of the field, measured: needles in haystacks, questions about small worlds, recall, perplexity."""
 
+from titans.evaluation.harness import evaluate
 from titans.evaluation.perplexity import MemoryMode, nats_by_position
+from titans.evaluation.task import EvaluationError
+from titans.evaluation.tasks import GROUPS, TASKS, training_batch
 
-__all__ = ["MemoryMode", "nats_by_position"]
+__all__ = ["GROUPS", "TASKS", "EvaluationError", "MemoryMode", "evaluate", "nats_by_position", "training_batch"]

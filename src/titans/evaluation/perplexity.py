@@ -14,7 +14,6 @@ from titans.models import TitansModel
 MemoryMode = Literal["on", "reset", "off"]
 
 
-@torch.no_grad()
 def nats_by_position(
     model: TitansModel, batches: Iterable[Tensor], *, segment: int, memory: MemoryMode = "on"
 ) -> Tensor:
@@ -33,29 +32,34 @@ def nats_by_position(
     Raises:
         ValueError: there is no batch, or ``segment`` is below 1.
     """
-    if segment < 1:
-        raise ValueError(f"segment must be at least 1, got {segment}")
     was_training = model.training
     model.eval()
     total, rows = None, 0
     for batch in batches:
-        state, last, pieces = None, None, []
-        for start in range(0, batch.shape[1], segment):
-            ids = batch[:, start : start + segment]
-            if state is not None and memory == "reset":
-                state = state.forget()
-            store = torch.zeros_like(ids) if memory == "off" else None
-            out = model(ids, state=state, store_mask=store)
-            logits = out.logits if last is None else torch.cat((last, out.logits), 1)
-            state, last = out.state, out.logits[:, -1:]
-            pieces.append(_nats(logits[:, :-1], ids[:, ids.shape[1] - logits.shape[1] + 1 :]))
-        found = torch.cat(pieces, 1).sum(0)
+        found = nats_of_rows(model, batch, segment=segment, memory=memory)[0].sum(0)
         total = found if total is None else total + found
         rows += batch.shape[0]
     model.train(was_training)
     if total is None:
         raise ValueError("batches must hold at least one batch")
     return total / rows
+
+
+@torch.no_grad()
+def nats_of_rows(model: TitansModel, ids: Tensor, *, segment: int, memory: MemoryMode = "on") -> tuple[Tensor, int]:
+    """As `nats_by_position` for each row by itself, float64 [B, T - 1]; and the bytes of a row's state at the end."""
+    if segment < 1:
+        raise ValueError(f"segment must be at least 1, got {segment}")
+    state, last, pieces = None, None, []
+    for part in ids.split(segment, 1):
+        if state is not None and memory == "reset":
+            state = state.forget()
+        store = torch.zeros_like(part) if memory == "off" else None
+        out = model(part, state=state, store_mask=store)
+        logits = out.logits if last is None else torch.cat((last, out.logits), 1)
+        state, last = out.state, out.logits[:, -1:]
+        pieces.append(_nats(logits[:, :-1], part[:, part.shape[1] - logits.shape[1] + 1 :]))
+    return torch.cat(pieces, 1), 0 if state is None else state.nbytes // len(ids)
 
 
 def _nats(logits: Tensor, targets: Tensor) -> Tensor:
