@@ -113,6 +113,11 @@ class ModelState(State):
         """Tokens read, per row."""
         return tuple(self.read.tolist())
 
+    @property
+    def rows(self) -> int:
+        """Rows of the batch."""
+        return len(self.read)
+
     def forget(self) -> ModelState:
         """Every memory back at its learned initial weights; positions, convolutions and attention caches go on.
 

@@ -14,13 +14,14 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from titans.ops.grid import Block, Grid, Remainder, remainders
 from titans.ops.memory.channel import ChannelDecays
 from titans.ops.memory.decay import Decay, Decays
 from titans.ops.memory.maps import map_kind, retain, where_rows
 from titans.ops.memory.rule import Maps, RowRule
 from titans.ops.memory.state import MemoryState, OpenChunk
 from titans.ops.memory.tokens import Gates, Tokens
-from titans.ops.rows import Block, Remainder, Rows, columns, flags, remainders
+from titans.ops.rows import Rows, columns, flags
 from titans.state import counts
 
 
@@ -55,7 +56,7 @@ def chunked_scan(
         traced: also return a `Trace`.
     """
     groups = tokens.q.shape[0] // len(rows.seen)
-    grid = rows.grid(state.chunk_size)
+    grid = Grid.of(rows, state.chunk_size)
     laid = tokens.each(grid.lay)
     real = grid.real(tokens.q.device, groups)
     if real is not None:
