@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from titans.models.state import ModelState, Origin, hash_weights
 from titans.ops.memory import Engine, check_engine, check_finite
 from titans.ops.rows import Packing, Rows
 from titans.state import counts
+
+NOTICEABLE = 16  # tokens of a chunk that hides its writes
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,14 @@ class TitansModel(GenerationMixin, Module):
         self.norm = nn.RMSNorm(config.d_model)
         self.head = Linear(config.d_model, config.vocab_size)
         self.initialise()
+        if config.has_memory and config.rule.hides_writes and config.chunk_size > NOTICEABLE:
+            retention, algorithm = config.rule.retention.name, config.rule.algorithm.name
+            warnings.warn(
+                f"with retention {retention!r} and algorithm {algorithm!r} a chunk's writes show only when it is "
+                f"complete: with chunk_size = {config.chunk_size} nothing of the last {config.chunk_size - 1} tokens "
+                "may be in the memory (docs/miras.md)",
+                stacklevel=3,
+            )
 
     def initialise(self) -> None:
         """The embedding starts at the scale of the tied output projection: logits of unit variance."""
@@ -166,8 +177,8 @@ class TitansModel(GenerationMixin, Module):
     def fingerprint(self) -> str:
         """A hash of everything in the configuration that a state depends on."""
         unlike = {"max_seq_len", "lr", "gradient_checkpointing"}
-        told = self.config.explicit().model_dump(mode="json", exclude=unlike, context=BY_NAME)
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+        fields = self.config.explicit().model_dump(mode="json", exclude=unlike, context=BY_NAME)
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write ``model.safetensors`` and ``config.json`` into a folder, each moved into place when complete."""
