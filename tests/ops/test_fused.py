@@ -1,161 +1,182 @@
-"""The fast engines against the loop over chunks: outputs, end state and every gradient, float64, odd sizes."""
+"""The engine in torch operations with a backward pass by hand, against the loop over chunks."""
 
-from dataclasses import dataclass, replace
+import re
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
+from chunk_cases import CASES, Case, arguments, assert_same, bound, call, expected, gradients, maps
 from helpers import assert_close
-from titans.miras import MLP, GradientDescent, Matrix, MirasConfig, Momentum
+from titans.miras import GatedMLP, Huber, KLRetention, MirasConfig, Muon
+from titans.ops.memory import workspace
 from titans.ops.memory.chunk_rule import ChunkRule, unsupported
-from titans.ops.memory.chunked import Block, whole_chunk
-from titans.ops.memory.decay import Decay, chunk_decay
 from titans.ops.memory.fused import run_chunks
-from titans.ops.memory.rule import Rule
 
-ROWS, CHUNKS, WIDTH, HIDDEN = 3, 3, 6, 10
-
-
-@dataclass(frozen=True)
-class Case:
-    """One rule and size; ``memory_budget`` 0 makes the backward pass compute the chunks again."""
-
-    size: int = 5
-    network: str = "gelu"
-    retention: str = "anchored"
-    momentum: bool = True
-    forgetting: bool = True
-    norm: bool = True
-    masked: bool = False
-    chunks: int = CHUNKS
-
-    @property
-    def miras(self):
-        network = Matrix() if self.network == "matrix" else MLP(activation=self.network, expansion=HIDDEN / WIDTH)
-        return MirasConfig(
-            architecture=network.model_copy(update={"residual_norm": self.norm}),
-            retention=self.retention,
-            algorithm=Momentum() if self.momentum else GradientDescent(),
-        )
+BUDGETS = {"kept": 1 << 30, "computed again": 0}
 
 
-CASES = {
-    "anchored": Case(),
-    "sphere": Case(retention="sphere"),
-    "weight decay": Case(retention="weight_decay"),
-    "silu": Case(network="silu"),
-    "matrix": Case(network="matrix"),
-    "matrix, weight decay, no norm": Case(network="matrix", retention="weight_decay", norm=False),
-    "matrix, sphere, no momentum": Case(network="matrix", retention="sphere", momentum=False),
-    "no momentum": Case(momentum=False),
-    "no momentum, weight decay": Case(momentum=False, retention="weight_decay"),
-    "no forgetting": Case(forgetting=False),
-    "no forgetting, sphere, no momentum": Case(forgetting=False, retention="sphere", momentum=False),
-    "nothing but writes": Case(forgetting=False, retention="weight_decay", momentum=False, norm=False),
-    "no norm": Case(norm=False),
-    "sphere, no norm, silu": Case(norm=False, retention="sphere", network="silu"),
-    "masked": Case(masked=True),
-    "masked, weight decay": Case(masked=True, retention="weight_decay", size=16),
-    "masked, no momentum": Case(masked=True, momentum=False),
-    "chunks of 1": Case(size=1),
-    "chunks of 1, weight decay": Case(size=1, retention="weight_decay"),
-    "chunks of 1, matrix": Case(size=1, network="matrix", momentum=False),
-    "chunks of 16": Case(size=16),
-    "chunks of 16, weight decay": Case(size=16, retention="weight_decay", network="silu"),
-    "one chunk": Case(chunks=1),
-}
-
-
-def arguments(case: Case, dtype=torch.float64, seed=0) -> dict[str, Tensor]:
-    """Random arguments by name, all that are differentiated requiring a gradient."""
-    random = torch.Generator().manual_seed(seed)
-
-    def normal(*shape, scale=1.0):
-        return torch.randn(*shape, generator=random, dtype=torch.float64) * scale
-
-    def uniform(low, high):
-        return torch.rand(ROWS, case.chunks * case.size, generator=random, dtype=torch.float64) * (high - low) + low
-
-    hidden = WIDTH if case.network == "matrix" else HIDDEN
-    shapes = [(WIDTH, WIDTH)] if case.network == "matrix" else [(hidden, WIDTH), (WIDTH, hidden)]
-    tokens = (ROWS, case.chunks * case.size, WIDTH)
-    found = {"q": normal(*tokens), "k": normal(*tokens), "v": normal(*tokens), "theta": uniform(0.02, 0.2)}
-    if case.momentum:
-        found["eta"] = uniform(0, 0.9)
-        found |= {f"momentum{i}": normal(ROWS, *s, scale=0.1) for i, s in enumerate(shapes)}
-    if case.forgetting:
-        found["alpha"] = uniform(0, 0.3)
-    if case.masked:
-        found["write"] = (uniform(0, 1) < 0.6).double()
-    if case.norm:
-        found |= {"gain": 1 + normal(ROWS, 1, WIDTH, scale=0.2), "bias": normal(ROWS, 1, WIDTH, scale=0.2)}
-    found |= {f"weights{i}": normal(ROWS, *s, scale=s[-1] ** -0.5) for i, s in enumerate(shapes)}
-    if case.retention != "weight_decay":
-        found |= {f"anchors{i}": normal(ROWS, *s, scale=s[-1] ** -0.5) for i, s in enumerate(shapes)}
-    return {name: x.to(dtype).requires_grad_(name != "write") for name, x in found.items()}
-
-
-def maps(x, name):
-    return tuple(x[f"{name}{i}"] for i in range(2) if f"{name}{i}" in x)
-
-
-def expected(case: Case, x: dict[str, Tensor]):
-    """The loop over ``whole_chunk``."""
-    miras = case.miras
-    anchors = tuple(miras.retention.anchor(a) for a in maps(x, "anchors")) or None
-    rule = Rule(miras, anchors, x.get("gain"), x.get("bias"))
-    gates = (None if g not in x else x[g].unflatten(1, (-1, case.size)) for g in ("theta", "eta", "alpha", "write"))
-    decay = chunk_decay(*gates)
-    weights, momentum, outputs = maps(x, "weights"), maps(x, "momentum"), []
-    used = rule.use(weights)
-    for c in range(case.chunks):
-        part = slice(c * case.size, (c + 1) * case.size)
-        of_chunk = Decay(*(None if f is None else f[:, c] for f in vars(decay).values()))
-        block = Block(x["q"][:, part], x["k"][:, part], x["v"][:, part], None, of_chunk)
-        y, weights, momentum, used = whole_chunk(rule, weights, momentum, used, block)
-        outputs.append(y)
-    return torch.cat(outputs, 1), weights, momentum
-
-
-def bound(case: Case, x: dict[str, Tensor]) -> ChunkRule:
-    activation = None if case.network == "matrix" else case.network
-    return ChunkRule(activation, case.retention, case.size, maps(x, "anchors") or None, x.get("gain"), x.get("bias"))
-
-
-def call(engine, case: Case, x: dict[str, Tensor], **options):
-    gates = (x.get(name) for name in ("theta", "eta", "alpha", "write"))
-    weights, momentum = maps(x, "weights"), maps(x, "momentum")
-    return engine(bound(case, x), x["q"], x["k"], x["v"], *gates, weights, momentum, **options)
-
-
-def gradients(result, x: dict[str, Tensor], seed=1) -> dict[str, Tensor]:
-    """Of a random linear function of outputs and end state."""
-    random = torch.Generator().manual_seed(seed)
-    y, weights, momentum = result
-    total = sum(
-        (out * torch.randn(out.shape, generator=random, dtype=torch.float64).to(out.dtype)).sum()
-        for out in (y, *weights, *momentum)
-    )
-    wanted = {name: t for name, t in x.items() if t.requires_grad}
-    found = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
-    return {n: torch.zeros_like(t) if g is None else g for (n, t), g in zip(wanted.items(), found)}
-
-
-def assert_same(case: Case, x: dict[str, Tensor], result, tolerance=None):
-    wanted = expected(case, x)
-    names = ["y", *(f"weights[{i}]" for i in range(len(wanted[1]))), *(f"momentum[{i}]" for i in range(len(wanted[2])))]
-    flat = [[r[0], *r[1], *r[2]] for r in (result, wanted)]
-    for name, actual, reference in zip(names, *flat, strict=True):
-        assert_close(actual, reference, name, tolerance)
-    found, reference = gradients(result, x), gradients(wanted, x)
-    for name in reference:
-        assert_close(found[name], reference[name], f"gradient of {name}", tolerance)
-
-
-@pytest.mark.parametrize("budget", [1 << 30, 0], ids=["kept", "computed again"])
+@pytest.mark.parametrize("budget", list(BUDGETS))
 @pytest.mark.parametrize("name", list(CASES))
 def test_equals_the_loop_over_chunks(name, budget):
     case = CASES[name]
     x = arguments(case)
-    assert_same(case, x, call(run_chunks, case, x, memory_budget=budget))
+    assert_same(case, x, call(run_chunks, case, x, memory_budget=BUDGETS[budget]))
+
+
+def test_float32():
+    case = Case(size=16)
+    x = arguments(case, torch.float32)
+    x["theta"] = (x["theta"].detach() / 4).requires_grad_()  # or the rule itself multiplies the rounding errors
+    assert_same(case, x, call(run_chunks, case, x), tolerance=1e-4)
+
+
+@pytest.mark.parametrize(
+    "case", [Case(size=2, chunks=2), Case(size=2, chunks=2, network="matrix", norm=False)], ids=str
+)
+def test_gradcheck(case):
+    x = {name: t.detach()[:1].requires_grad_() for name, t in arguments(case).items()}
+
+    def outputs(*flat):
+        y, weights, momentum = call(run_chunks, case, dict(zip(x, flat, strict=True)), memory_budget=0)
+        return y, *weights, *momentum
+
+    torch.autograd.gradcheck(outputs, tuple(x.values()))
+
+
+def test_without_gradients_nothing_is_kept_and_the_results_are_the_same():
+    case = Case(chunks=7)
+    x = arguments(case)
+    wanted = call(run_chunks, case, x)
+    with torch.no_grad():
+        found = call(run_chunks, case, x)
+    assert found[0].grad_fn is None
+    for actual, reference in zip((found[0], *found[1], *found[2]), (wanted[0], *wanted[1], *wanted[2])):
+        assert_close(actual, reference)
+
+
+@pytest.mark.parametrize("only", ["v", "alpha", "gain", "weights1", "anchors0", "momentum0"])
+def test_only_one_input_wants_a_gradient(only):
+    case = Case()
+    every = arguments(case)
+    one = {name: t.detach().requires_grad_(name == only) for name, t in every.items()}
+    found = gradients(call(run_chunks, case, one), one)
+    assert_close(found[only], gradients(expected(case, every), every)[only], only)
+
+
+def test_only_the_end_state_is_used():
+    case = Case()
+    x = arguments(case)
+    found, wanted = (torch.autograd.grad(r[1][0].sum() + r[2][1].sum(), x["k"]) for r in
+                     (call(run_chunks, case, x), expected(case, x)))  # fmt: skip
+    assert_close(found[0], wanted[0])
+
+
+def test_the_graph_can_be_walked_twice_and_calls_do_not_disturb_each_other():
+    case = Case()
+    x, other = arguments(case), arguments(case, seed=5)
+    y, second = call(run_chunks, case, x)[0], call(run_chunks, case, other)[0]
+    first = torch.autograd.grad(y.sum(), x["q"], retain_graph=True)[0].clone()
+    torch.autograd.grad(second.sum(), other["q"])
+    call(run_chunks, case, other)
+    assert torch.equal(torch.autograd.grad(y.sum(), x["q"])[0], first)
+
+
+def test_a_second_derivative_is_refused():
+    case = Case()
+    x = arguments(case)
+    first = torch.autograd.grad(call(run_chunks, case, x)[0].square().sum(), x["q"], create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize("retention", ["sphere", "anchored"])
+def test_rows_of_zeros(retention):
+    """A row of A_0 that is zero pins its weights to zero; a forgotten row is left alone. No gradient may be NaN."""
+    case = Case(retention=retention)
+    x = {name: t.detach() for name, t in arguments(case).items()}
+    x["anchors0"][:, 1] = 0
+    x["weights0"][:, 1:3] = 0
+    x["momentum0"][:, 1:3] = 0
+    x["alpha"][:, 4] = 1.0
+    x["theta"][:, :5] = 0
+    x = {name: t.requires_grad_() for name, t in x.items()}
+    assert_same(case, x, call(run_chunks, case, x))
+
+
+def test_two_calls_are_one():
+    case = Case(chunks=4)
+    x = arguments(case)
+    whole = call(run_chunks, case, x)
+    cut = 2 * case.size
+    tokens = {n: t for n, t in x.items() if t.shape[1] == case.chunks * case.size}
+    first = call(run_chunks, case, x | {n: t[:, :cut] for n, t in tokens.items()})
+    carried = {
+        f"{name}{i}": t for name, ts in (("weights", first[1]), ("momentum", first[2])) for i, t in enumerate(ts)
+    }
+    second = call(run_chunks, case, x | {n: t[:, cut:] for n, t in tokens.items()} | carried)
+    assert_same(replace(case), x, (torch.cat((first[0], second[0]), 1), *second[1:]))
+    assert_close(second[1][0], whole[1][0])
+
+
+def test_what_is_not_supported_is_named():
+    assert unsupported(MirasConfig.steady()) is None
+    assert unsupported(MirasConfig.titans()) is None
+    for change, reason in [
+        ({"architecture": GatedMLP()}, "gated_mlp|GatedMLP"),
+        ({"bias": Huber()}, "huber"),
+        ({"retention": KLRetention()}, "kl"),
+        ({"algorithm": Muon()}, "muon"),
+        ({"gates": "channel"}, "channel"),
+    ]:
+        assert re.search(reason, str(unsupported(MirasConfig(**change)))), reason
+
+
+def test_wrong_arguments_are_named():
+    case = Case()
+    x = arguments(case)
+    for name, wrong in [
+        ("k", x["k"][:, :-1]),
+        ("v", x["v"].float()),
+        ("alpha", x["alpha"].unsqueeze(-1)),
+        ("anchors0", x["anchors0"].mT),
+        ("gain", x["gain"].squeeze(1)),
+    ]:
+        with pytest.raises(ValueError, match=name.rstrip("01")):
+            call(run_chunks, case, x | {name: wrong})
+    with pytest.raises(ValueError, match="whole chunks"):
+        call(run_chunks, replace(case, size=4), x)
+    with pytest.raises(ValueError, match="momentum must be"):
+        run_chunks(
+            bound(case, x),
+            x["q"],
+            x["k"],
+            x["v"],
+            x["theta"],
+            None,
+            None,
+            None,
+            maps(x, "weights"),
+            maps(x, "momentum"),
+        )
+    with pytest.raises(ValueError, match="retention"):
+        ChunkRule("gelu", "lq", 4)
+    with pytest.raises(ValueError, match="anchors"):
+        ChunkRule("gelu", "sphere", 4)
+
+
+def test_memory_is_used_again_once_the_last_tensor_over_it_is_gone():
+    def borrow():
+        return workspace.borrow(1 << 20, torch.float32, torch.device("cpu"))
+
+    workspace.release()
+    first, second = borrow(), borrow()
+    places = {first.data_ptr(), second.data_ptr()}
+    assert len(places) == 2
+    view = first[5:]
+    del first
+    third = borrow()
+    assert third.data_ptr() not in places, "a view still stands there"
+    del view, second
+    again = borrow(), borrow()
+    assert {x.data_ptr() for x in again} == places

@@ -22,12 +22,13 @@ from torch.autograd.function import once_differentiable
 from titans.ops.memory.chunk_rule import ChunkRule, Maps, check_run
 from titans.ops.memory.fused_backward import SegmentBackward, SegmentGradients, scratch_layout
 from titans.ops.memory.fused_segment import NORM_EPS, Anchor, Inputs, Segment, kept_layout
-from titans.ops.memory.workspace import borrow
+from titans.ops.memory.workspace import Layout, borrow
 
 MEMORY_BUDGET = 1 << 30  # bytes
-SEGMENT_TOKENS = 512
+SEGMENT_TOKENS = 256
 
 
+@torch.compiler.disable
 def run_chunks(
     rule: ChunkRule,
     q: Tensor,
@@ -73,7 +74,7 @@ def run_chunks(
 class _Plan:
     """How a call is cut: chunks per segment, and whether the forward pass keeps what the backward pass needs."""
 
-    rule: tuple[Any, ...]
+    rule: tuple[Any, Any, int]
     chunks: int
     needed: bool
     keep: bool
@@ -117,13 +118,12 @@ class _Call:
         """Memory for a segment's forward pass."""
         return borrow(self.layout(start, stop, keep).numel, self.inputs.q.dtype, self.inputs.q.device)
 
-    def layout(self, start: int, stop: int, keep: bool):
+    def layout(self, start: int, stop: int, keep: bool) -> Layout:
         chunks = (stop - start) // self.rule.chunk_size
         return kept_layout(self.rule, chunks, keep, self.inputs.q, self.hidden, bool(self.momentum))
 
     def segment(self, start: int, stop: int, anchors: list[Anchor] | None, block: Tensor, keep: bool) -> Segment:
         kept = self.layout(start, stop, keep).views(block)
-        kept["one"].fill_(1)
         return Segment(self.rule, self.cut(start, stop), anchors, kept)
 
     def last_read(self, q: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -174,7 +174,10 @@ class _Run(torch.autograd.Function):
         call = ctx.plan.rows(given[:inputs])
         final, saved = given[inputs : inputs + states], given[inputs + states :]
         d_y = torch.zeros_like(call.inputs.q) if d_y is None else d_y
-        carried = [torch.zeros_like(f) if d is None else d.clone() for f, d in zip(final, d_state)]
+        carried = [
+            torch.zeros_like(f) if d is None else d.clone(memory_format=torch.contiguous_format)
+            for f, d in zip(final, d_state)
+        ]
         return (None, *_Backward(ctx.plan, call, carried).run(d_y, final, saved))
 
 
@@ -234,7 +237,8 @@ class _Backward:
             read = _Call(rule, call.inputs, (), ()).last_read(leaves[0], weights)
             d_q, *rest = torch.autograd.grad(read, leaves, d_y)
         self.d_q[:, -1:] = d_q
-        self.d_norm = [*rest[: len(learned)], None, None][:2]
+        # A copy: what autograd returns may be d_y itself.
+        self.d_norm = [*(x.clone(memory_format=torch.contiguous_format) for x in rest[: len(learned)]), None, None][:2]
         for carried, found in zip(self.carried, rest[len(learned) :]):
             carried += found
 

@@ -40,11 +40,11 @@ def scratch_layout(rule: ChunkRule, chunks: int, q: Tensor, hidden: int) -> Layo
     shapes: dict[str, tuple[int, ...]] = {"d_a": (rows, size, hidden)}
     if rule.maps == 2:
         names += ["first_written", "first_pushed", "d_q_retained", "d_q_pushed"]
-        shapes |= {name: (rows, size, hidden) for name in ("d_e1", "d_h", "d_z", "b", "e1")}
+        shapes |= dict.fromkeys(("d_e1", "d_h", "d_z", "b", "e1"), (rows, size, hidden))
         shapes["d_scores"] = (chunks, rows, size, size)
         shapes["weight0"] = (rows, hidden, width)
     shapes[f"weight{rule.maps - 1}"] = (rows, width, hidden)
-    return Layout(shapes | {name: (chunks, rows, size, width) for name in names}, q.dtype.itemsize)
+    return Layout(shapes | dict.fromkeys(names, (chunks, rows, size, width)), q.dtype.itemsize)
 
 
 class SegmentBackward:

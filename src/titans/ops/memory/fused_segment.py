@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from titans.ops.memory.chunk_rule import ChunkRule, Maps
-from titans.ops.memory.fused_gates import GateGradients, GateKernels
+from titans.ops.memory.fused_gates import GateKernels
 from titans.ops.memory.workspace import Layout
 
 aten = torch.ops.aten
@@ -154,9 +154,10 @@ class Segment:
 
     def forward(self) -> Tensor:
         """All chunks from ``state(0)`` on; returns the shifted outputs [n, G, C, D]."""
+        kept, rule = self.kept, self.rule
+        kept["one"].fill_(1)
         for c in range(self.steps):
             self._read(c, *self._errors(c))
-        kept, rule = self.kept, self.rule
         p = kept["p"]
         torch.mul(kept["read"], 1 if self.retained is None else self.retained, out=p)
         if self.pushed is not None:

@@ -71,12 +71,19 @@ def _take(size: int) -> mmap.mmap:
     size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
     if not hasattr(mmap, "MAP_PRIVATE"):
         return mmap.mmap(-1, size)
-    block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # the default is shared with forked workers
+    block = mmap.mmap(
+        -1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    )  # the default is shared with forked workers
     if hasattr(mmap, "MADV_HUGEPAGE"):
         block.madvise(mmap.MADV_HUGEPAGE)
     return block
 
 
 def _give_back(block: mmap.mmap) -> None:
-    if sum(map(len, list(_idle))) + len(block) <= IDLE_LIMIT:
-        _idle.append(block)
+    """Keep the block; the blocks that have waited longest make room for it."""
+    _idle.append(block)
+    while sum(map(len, list(_idle))) > IDLE_LIMIT:
+        try:
+            _idle.pop(0)
+        except IndexError:  # another thread took the last one
+            return

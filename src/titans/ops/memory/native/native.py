@@ -145,7 +145,12 @@ def _forward_fake(*given: Any) -> Outputs:
     shape = _shape(given[:10], *given[10:])
     q, state = given[0], given[8]
     points = q.new_empty(shape.rows * (shape.segments + 1) * shape.state)
-    return torch.empty_like(q), torch.empty_like(state), points, q.new_empty(shape.rows * _chunks_kept(shape) * shape.acts)
+    return (
+        torch.empty_like(q),
+        torch.empty_like(state),
+        points,
+        q.new_empty(shape.rows * _chunks_kept(shape) * shape.acts),
+    )
 
 
 def _chunks_kept(shape: _Shape) -> int:
@@ -194,7 +199,10 @@ def _gradient(ctx: Any, d_y: Tensor | None, d_end: Tensor | None, *_: Any) -> tu
 
 
 _scan = torch.library.custom_op(
-    "titans::memory_scan", _forward, mutates_args=(), schema=f"({_TOKENS}, {_CHOICE}) -> (Tensor, Tensor, Tensor, Tensor)"
+    "titans::memory_scan",
+    _forward,
+    mutates_args=(),
+    schema=f"({_TOKENS}, {_CHOICE}) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 _scan_backward = torch.library.custom_op(
     "titans::memory_scan_backward",
