@@ -9,7 +9,7 @@ import torch
 from chunk_cases import CASES, Case, arguments, assert_same, bound, call, expected, gradients, maps
 from helpers import assert_close
 from titans.miras import GatedMLP, Huber, KLRetention, MirasConfig, Muon
-from titans.ops.memory import workspace
+from titans.ops.memory import fused, workspace
 from titans.ops.memory.chunk_rule import ChunkRule, unsupported
 from titans.ops.memory.fused import run_chunks
 
@@ -22,6 +22,16 @@ def test_equals_the_loop_over_chunks(name, budget):
     case = CASES[name]
     x = arguments(case)
     assert_same(case, x, call(run_chunks, case, x, memory_budget=BUDGETS[budget]))
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 3, 5])
+@pytest.mark.parametrize("keep", [False, True])
+def test_any_cut_into_segments(chunks, keep, monkeypatch):
+    case = Case(chunks=7)
+    x = arguments(case)
+    plan = fused._plan
+    monkeypatch.setattr(fused, "_plan", lambda *given: replace(plan(*given), chunks=chunks, keep=keep))
+    assert_same(case, x, call(run_chunks, case, x))
 
 
 def test_float32():

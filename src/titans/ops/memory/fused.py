@@ -260,11 +260,14 @@ def _plan(rule: ChunkRule, q: Tensor, weights: Maps, momentum: bool, needed: boo
     bare = (rule.activation, rule.retention, rule.chunk_size)
     if not needed:
         return _Plan(bare, segment, False, False)
-    layout = kept_layout(rule, 1, True, q, weights[-1].shape[-1], momentum)
-    if chunks * layout.numel * q.dtype.itemsize <= budget:
+    hidden = weights[-1].shape[-1]
+    kept = -(-chunks // segment) * kept_layout(rule, segment, True, q, hidden, momentum).numel
+    if kept * q.dtype.itemsize <= budget:
         return _Plan(bare, segment, True, True)
+    # m chunks per segment cost m chunks' intermediates and chunks / m states: least where both are equal.
+    one = kept_layout(rule, 1, True, q, hidden, momentum).numel
     state = sum(w.numel() for w in weights) * (2 if momentum else 1)
-    return _Plan(bare, min(chunks, max(1, round(math.sqrt(chunks * state / layout.numel)))), True, False)
+    return _Plan(bare, min(chunks, max(1, round(math.sqrt(chunks * state / one)))), True, False)
 
 
 def _with_norm(rule: ChunkRule, gain: Tensor, bias: Tensor) -> ChunkRule:

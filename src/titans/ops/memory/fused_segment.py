@@ -238,21 +238,20 @@ def kept_layout(rule: ChunkRule, chunks: int, keep: bool, q: Tensor, hidden: int
     """What ``Segment`` writes: with ``keep`` all that the backward needs, else as little as the forward can do with."""
     rows, width, size = q.shape[0], q.shape[-1], rule.chunk_size
     depth = chunks if keep else 1
-    shapes: dict[str, tuple[int, ...]] = {"one": (1,), "o": (depth, rows, size, width)}
-    for name in ("error", "read", "past", "p"):
-        shapes[name] = (chunks, rows, size, width)
-    shapes["match"] = (chunks, rows, size, size)
-    for name in ("z", "a", "u", "slope", "h") if rule.maps == 2 else ():
-        shapes[name] = (depth, rows, size, hidden)
-    for name in ("e1", "b") if rule.maps == 2 else ():
-        shapes[name] = (1, rows, size, hidden)
+    shapes: dict[str, tuple[int, ...]] = {}
+    # States first: where nothing is kept, they then stand at the same place whatever the number of chunks.
     outs = [hidden, width][-rule.maps :]
     for i, (out, into) in enumerate(zip(outs, [width, hidden][-rule.maps :])):
         shapes[f"weight{i}"] = (depth + 1, rows, out, into)
         if momentum:
             shapes[f"momentum{i}"] = (depth + 1, rows, out, into)
-        if rule.projects:
-            shapes |= {f"{name}{i}": (depth, rows, out, 1) for name in ("scale", "of_norm")}
+    shapes |= {"one": (1,), "o": (depth, rows, size, width), "match": (chunks, rows, size, size)}
+    shapes |= dict.fromkeys(("error", "read", "past", "p"), (chunks, rows, size, width))
+    if rule.maps == 2:
+        shapes |= dict.fromkeys(("z", "a", "u", "slope", "h"), (depth, rows, size, hidden))
+        shapes |= dict.fromkeys(("e1", "b"), (1, rows, size, hidden))
+    if rule.projects:
+        shapes |= {f"{name}{i}": (depth, rows, out, 1) for i, out in enumerate(outs) for name in ("scale", "of_norm")}
     return Layout(shapes, q.dtype.itemsize)
 
 
