@@ -3,9 +3,9 @@
 One process, forward and backward to every input, the engines taking turns, float32. All of them get the same tensors in
 the layer's layout [B, T, H, D], so the copies into rows count for each. Before anything is timed, outputs and gradients
 must agree with those of the chunked engine, in float64 and over a few chunks (over many, the titans rule multiplies
-rounding errors without bound: docs/results/lasting.md). Seconds are those of the processor (all threads together) and of the clock;
-on a shared machine only the former and the ratios mean anything. "Share of the limit" is the time of the necessary
-products alone, batched over rows, divided by the engine's.
+rounding errors without bound: docs/results/lasting.md). Seconds are those of the processor (all threads together) and
+of the clock; on a shared machine only the former and the ratios mean anything. "Share of the limit" is the time of the
+necessary products alone, batched over rows, divided by the engine's.
 """
 
 from __future__ import annotations
@@ -113,13 +113,13 @@ def products(s: Setting) -> Callable[[], None]:
     """The matrix products of a forward and backward pass, nothing between them (docs/math.md, cost)."""
     C, D, H = s.chunk, s.width, s.hidden
     # Rows, inner and columns of a product, and how many per chunk: forward + backward.
-    shapes = {
-        (C, D, H): 4 + 7, (C, H, D): 3 + 8, (H, C, D): 2 + 3, (D, C, H): 2 + 4,
-        (C, D, C): 1 + 1, (C, H, C): 1 + 1, (C, C, H): 1 + 3, (C, C, D): 1 + 3,
-    }  # fmt: skip
+    shapes = [
+        (C, D, H, 4 + 7), (C, H, D, 3 + 8), (H, C, D, 2 + 3), (D, C, H, 2 + 4),
+        (C, D, C, 1 + 1), (C, H, C, 1 + 1), (C, C, H, 1 + 3), (C, C, D, 1 + 3),
+    ]  # fmt: skip
     made = [
         (torch.randn(s.rows, m, k), torch.randn(s.rows, k, n), torch.empty(s.rows, m, n), count)
-        for (m, k, n), count in shapes.items()
+        for m, k, n, count in shapes
     ]
 
     def run() -> None:

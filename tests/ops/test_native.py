@@ -10,6 +10,7 @@ import torch
 
 from chunk_cases import CASES, Case, arguments, assert_same, call, expected, gradients
 from helpers import assert_close
+from titans.ops.memory import workspace
 from titans.ops.memory.native import available, native, run_chunks, unavailable
 
 BUDGETS = {"kept": 1 << 30, "computed again": 0}
@@ -101,6 +102,20 @@ def test_rows_of_zeros(retention):
     x["theta"][:, :5] = 0
     x = {name: t.requires_grad_() for name, t in x.items()}
     assert_same(case, x, call(run_chunks, case, x))
+
+
+@needs_compiler
+def test_nothing_is_read_before_it_is_written():
+    """Borrowed memory full of NaN changes nothing."""
+    case = Case()
+    x = arguments(case)
+    wanted = gradients(call(run_chunks, case, x), x)
+    assert workspace._idle
+    for block in workspace._idle:
+        block[:] = b"\xff" * len(block)
+    found = gradients(call(run_chunks, case, x), x)
+    for name in wanted:
+        assert torch.equal(found[name], wanted[name]), name
 
 
 @needs_compiler

@@ -3,33 +3,6 @@
 #include "forward.h"
 
 template <class T>
-struct BackwardScratch {
-  Decay<T> decay;
-  T *a, *slope, *curvature, *b, *b_slope, *e1, *d_a, *d_e1, *d_h;           // [C, H]
-  T *q, *q_kept, *q_pushed, *k_share, *k_push, *e_share, *e_push;            // [C, D]
-  T *d_p, *d_read, *d_past, *d_error, *d_o, *d_q, *d_queries, *zeros;        // [C, D]
-  T *first_share, *first_push, *last_share, *last_push, *d_kept, *d_pushed;  // [C, D]
-  T *raw, *scores, *d_match, *d_scores, *d_shifted;                         // [C, C]
-  T *d_P, *d_m, *d_share, *d_push, *g_K, *g_L;                              // [C]
-  T *t, *g, *d_norms, *norms;                                               // [D], [D], [rows], [rows]
-  T *states, *acts;
-  BackwardScratch(const Shape& s, Arena<T>& arena) {
-    const long hidden = s.C * s.H, wide = s.C * s.D, square = s.C * s.C;
-    for (T** x : {&decay.K, &decay.L, &decay.shifted, &raw, &scores, &d_match, &d_scores, &d_shifted})
-      *x = arena.take(square);
-    for (T** x : {&decay.P, &decay.m, &decay.h, &decay.share, &decay.push, &d_P, &d_m, &d_share, &d_push, &g_K, &g_L})
-      *x = arena.take(s.C);
-    for (T** x : {&a, &slope, &curvature, &b, &b_slope, &e1, &d_a, &d_e1, &d_h}) *x = arena.take(hidden);
-    for (T** x : {&q, &q_kept, &q_pushed, &k_share, &k_push, &e_share, &e_push, &d_p, &d_read, &d_past, &d_error, &d_o,
-                  &d_q, &d_queries, &zeros, &first_share, &first_push, &last_share, &last_push, &d_kept, &d_pushed})
-      *x = arena.take(wide);
-    t = arena.take(s.D), g = arena.take(s.D), d_norms = arena.take(s.rows()), norms = arena.take(s.rows());
-    states = arena.take(s.every * s.state());
-    acts = arena.take(s.keep ? 0 : s.every * s.acts());
-  }
-};
-
-template <class T>
 class Backward {
  public:
   // `again` computes states and activations that were not kept.
@@ -156,7 +129,7 @@ class Backward {
 
   // From the outputs to what was read: d_p, d_read, d_past, and the gates' share of it.
   void outputs(long c, const Acts<T>& acts) {
-    const T* d_y = row.queries(row.t.d_y, c, x.zeros);
+    const T* d_y = row.queries(row.t.d_y, c, x.d_y);
     std::memset(x.d_P, 0, sizeof(T) * s.C);
     std::memset(x.d_m, 0, sizeof(T) * s.C);
     for (long t = 0; t < s.C; t++) {
@@ -219,47 +192,51 @@ class Backward {
   // To P_C, m_C, A_0 and the state at the chunk's start as far as it is carried along; returns that of h_C.
   T carry(const State<T>& start) {
     const long size = s.H * s.D, end = s.C - 1;
-    const T kept = x.decay.P[end], pushed = x.decay.m[end], carried = x.decay.h[end];
-    const bool pulls = s.retention == ANCHORED;
-    T d_P = 0, d_m = 0, d_h = 0;
-    auto one = [&](T* d, T* d_past, const T* weight, const T* past, const T* anchor, T* d_anchor) {
-      T sum = 0, sum_m = 0, sum_h = 0;
-      if (s.momentum)
-        for (long i = 0; i < size; i++) {
-          const T g = d[i], was = past[i], g_past = d_past[i];
-          sum_m += g * was;
-          sum_h += g_past * was;
-          d_past[i] = carried * g_past + pushed * g;
-        }
-      if (pulls)
-        for (long i = 0; i < size; i++) {
-          const T g = d[i];
-          sum += g * (weight[i] - anchor[i]);
-          d_anchor[i] += (1 - kept) * g;
-          d[i] = kept * g;
-        }
-      else
-        for (long i = 0; i < size; i++) {
-          const T g = d[i];
-          sum += g * weight[i];
-          d[i] = kept * g;
-        }
-      d_P += sum, d_m += sum_m, d_h += sum_h;
-    };
     const T* anchor = row.anchors();
     T* d_anchor = anchor ? row.t.d_anchors + row.g * s.weights() : nullptr;
-    if (s.two()) one(d_end.first, d_end.first_past, start.first, start.first_past, anchor, d_anchor);
-    const long before = s.two() && anchor ? size : 0;
-    one(d_end.last, d_end.last_past, start.last, start.last_past, anchor + before, d_anchor + before);
-    x.d_P[end] = d_P;
-    x.d_m[end] = d_m;
-    return d_h;
+    T sums[3] = {0, 0, 0};
+    auto one = [&](T* d, T* d_past, const T* weight, const T* past, long offset) {
+      const bool pulls = s.retention == ANCHORED;
+      if (s.momentum)
+        pulls ? carry_map<true, true>(d, d_past, weight, past, anchor + offset, d_anchor + offset, sums)
+              : carry_map<true, false>(d, d_past, weight, past, (const T*)nullptr, (T*)nullptr, sums);
+      else
+        pulls ? carry_map<false, true>(d, d_past, weight, past, anchor + offset, d_anchor + offset, sums)
+              : carry_map<false, false>(d, d_past, weight, past, (const T*)nullptr, (T*)nullptr, sums);
+    };
+    if (s.two()) one(d_end.first, d_end.first_past, start.first, start.first_past, 0);
+    one(d_end.last, d_end.last_past, start.last, start.last_past, s.two() ? size : 0);
+    x.d_P[end] = sums[0];
+    x.d_m[end] = sums[1];
+    return sums[2];
+  }
+
+  template <bool MOMENTUM, bool PULLS>
+  void carry_map(T* __restrict d, T* __restrict d_past, const T* __restrict weight, const T* __restrict past,
+                 const T* __restrict anchor, T* __restrict d_anchor, T* sums) const {
+    const long size = s.H * s.D, end = s.C - 1;
+    const T kept = x.decay.P[end], pushed = x.decay.m[end], carried = x.decay.h[end];
+    T of_kept = 0, of_pushed = 0, of_carried = 0;
+    for (long i = 0; i < size; i++) {
+      const T g = d[i];
+      of_kept += g * (PULLS ? weight[i] - anchor[i] : weight[i]);
+      if constexpr (MOMENTUM) {
+        of_pushed += g * past[i];
+        of_carried += d_past[i] * past[i];
+        d_past[i] = carried * d_past[i] + pushed * g;
+      }
+      if constexpr (PULLS) d_anchor[i] += (1 - kept) * g;
+      d[i] = kept * g;
+    }
+    sums[0] += of_kept;
+    sums[1] += of_pushed;
+    sums[2] += of_carried;
   }
 
   // Through the queries' way through both maps.
   void reads(long c, const State<T>& start, const Acts<T>& acts) {
     const int C = s.C, D = s.D, H = s.H;
-    const T *q = c ? row.tokens(row.t.q, c) - s.D : x.q, *d_y = c ? row.tokens(row.t.d_y, c) - s.D : x.zeros;
+    const T *q = c ? row.tokens(row.t.q, c) - s.D : x.q, *d_y = c ? row.tokens(row.t.d_y, c) - s.D : x.d_y;
     const T* b = s.two() ? x.b : q;
     T* d_b = s.two() ? x.d_h : x.d_queries;
     product<T>('N', 'T', C, C, D, -1, x.d_p, acts.error, 0, x.d_match);

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).parent
-SOURCES = ("scan.cpp", "backward.h", "forward.h", "row.h", "kernels.h")
+SOURCES = ("scan.cpp", "backward.h", "forward.h", "scratch.h", "row.h", "kernels.h")
 # Not -ffast-math: it would make the whole process flush denormal numbers to zero.
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
          "-fassociative-math", "-freciprocal-math", "-fopenmp", "-fPIC", "-shared")  # fmt: skip

@@ -1,50 +1,7 @@
 // Forward pass over one row. Reads are shifted by one token, as in fused_segment.py: a chunk's last token is row 0 of the
 // next chunk; the very last token is read on its own.
 #pragma once
-#include "row.h"
-
-template <class T>
-struct ForwardScratch {
-  Decay<T> decay;
-  T *a, *slope, *b, *e1;                                          // [C, H]
-  T *q, *q_kept, *q_pushed, *k_share, *k_push, *e_share, *e_push;  // [C, D]
-  T *o, *p, *scores;                                              // [C, D], [C, D], [C, C]
-  T *norm_first, *norm_last, *g;                                  // ‖A_0‖ per row, [D]
-  ForwardScratch(const Shape& s, Arena<T>& arena) {
-    const long hidden = s.C * s.H, wide = s.C * s.D, square = s.C * s.C;
-    for (T** p : {&decay.K, &decay.L, &decay.shifted, &scores}) *p = arena.take(square);
-    for (T** p : {&decay.P, &decay.m, &decay.h, &decay.share, &decay.push}) *p = arena.take(s.C);
-    for (T** p : {&a, &slope, &b, &e1}) *p = arena.take(hidden);
-    for (T** x : {&q, &q_kept, &q_pushed, &k_share, &k_push, &e_share, &e_push, &o, &p}) *x = arena.take(wide);
-    norm_first = arena.take(s.H), norm_last = arena.take(s.D), g = arena.take(s.D);
-  }
-};
-
-// One row's tokens and slow parameters.
-template <class T>
-struct Row {
-  const Shape& s;
-  const Tensors<T>& t;
-  const long g;
-
-  const T* tokens(const T* x, long c) const { return x + (g * s.tokens() + c * s.C) * s.D; }
-  const T* gate(const T* x, long c) const { return x ? x + g * s.tokens() + c * s.C : nullptr; }
-  Gates<T> gates(long c) const { return {gate(t.theta, c), gate(t.eta, c), gate(t.alpha, c), gate(t.write, c)}; }
-  const T* gain() const { return t.norm + g * 2 * s.D; }
-  const T* bias() const { return gain() + s.D; }
-  const T* anchors() const { return t.anchors ? t.anchors + g * s.weights() : nullptr; }
-  T* point(long segment) const { return t.points + (g * (s.segments() + 1) + segment) * s.state(); }
-  Acts<T> acts(long c) const { return {s, t.acts + (s.keep ? g * s.n + c : g) * s.acts()}; }
-
-  // The chunk's queries, one token late; before the first token there is a row of zeros.
-  const T* queries(const T* x, long c, T* scratch) const {
-    const T* found = tokens(x, c) - s.D;
-    if (c) return found;
-    std::memset(scratch, 0, sizeof(T) * s.D);
-    std::memcpy(scratch + s.D, found + s.D, sizeof(T) * (s.C - 1) * s.D);
-    return scratch;
-  }
-};
+#include "scratch.h"
 
 template <class T>
 class Forward {

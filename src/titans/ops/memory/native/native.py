@@ -115,7 +115,7 @@ def _plan(shape: _Shape, needed: bool, budget: int) -> tuple[int, bool]:
     """
     if not needed:
         return shape.chunks, False
-    every = max(1, min(shape.chunks, 64 // shape.size))
+    every = max(1, min(shape.chunks, 64 // shape.size, 16))
     if shape.rows * (shape.chunks * shape.acts + (shape.chunks / every + 1) * shape.state) <= budget:
         return every, True
     return max(1, min(shape.chunks, round(math.sqrt(shape.chunks * shape.state / (shape.state + shape.acts))))), False

@@ -1,6 +1,5 @@
 // What the passes over one row (a sample's head) share: sizes, places in memory, the state.
 #pragma once
-#include <cstdlib>
 #include <utility>
 
 #include "kernels.h"
@@ -63,38 +62,28 @@ struct Acts {
   }
 };
 
-// Scratch memory of a thread, kept for its next call. Without memory it only counts what is asked of it.
+// One row's tokens and slow parameters.
 template <class T>
-class Arena {
- public:
-  Arena() = default;
-  Arena(const Arena&) = delete;
-  ~Arena() { std::free(block_); }
-  T* take(long count) {
-    T* found = block_ ? block_ + used_ : nullptr;
-    used_ += (count + 15) / 16 * 16;
-    return found;
-  }
-  long used() const { return used_; }
-  // Room for `count` elements, all free again; false where the system has no more memory.
-  bool reserve(long count) {
-    used_ = 0;
-    if (count <= size_) return true;
-    std::free(block_);
-    block_ = static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64));
-    size_ = block_ ? count : 0;
-    return block_ != nullptr;
-  }
+struct Row {
+  const Shape& s;
+  const Tensors<T>& t;
+  const long g;
 
- private:
-  T* block_ = nullptr;
-  long size_ = 0, used_ = 0;
+  const T* tokens(const T* x, long c) const { return x + (g * s.tokens() + c * s.C) * s.D; }
+  const T* gate(const T* x, long c) const { return x ? x + g * s.tokens() + c * s.C : nullptr; }
+  Gates<T> gates(long c) const { return {gate(t.theta, c), gate(t.eta, c), gate(t.alpha, c), gate(t.write, c)}; }
+  const T* gain() const { return t.norm + g * 2 * s.D; }
+  const T* bias() const { return gain() + s.D; }
+  const T* anchors() const { return t.anchors ? t.anchors + g * s.weights() : nullptr; }
+  T* point(long segment) const { return t.points + (g * (s.segments() + 1) + segment) * s.state(); }
+  Acts<T> acts(long c) const { return {s, t.acts + (s.keep ? g * s.n + c : g) * s.acts()}; }
+
+  // The chunk's queries, one token late; before the first token there is a row of zeros.
+  const T* queries(const T* x, long c, T* scratch) const {
+    const T* found = tokens(x, c) - s.D;
+    if (c) return found;
+    std::memset(scratch, 0, sizeof(T) * s.D);
+    std::memcpy(scratch + s.D, found + s.D, sizeof(T) * (s.C - 1) * s.D);
+    return scratch;
+  }
 };
-
-// A thread's arena with a `Scratch` in it.
-template <class Scratch, class T>
-bool prepare(const Shape& s, Arena<T>& arena) {
-  Arena<T> counter;
-  Scratch(s, counter);
-  return arena.reserve(counter.used());
-}

@@ -52,8 +52,9 @@ template <class T>
 Tensors<T> tensors(void* const* p) {
   auto in = [&](int i) { return static_cast<const T*>(p[i]); };
   auto out = [&](int i) { return static_cast<T*>(p[i]); };
-  return {in(0),   in(1),   in(2),   in(3),   in(4),   in(5),   in(6),   in(7),   in(8),   in(9),   out(10), out(11), out(12),
-          out(13), in(14),  in(15),  out(16), out(17), out(18), out(19), out(20), out(21), out(22), out(23), out(24)};
+  return {in(0),   in(1),   in(2),   in(3),   in(4),   in(5),   in(6),   in(7),   in(8),
+          in(9),   out(10), out(11), out(12), out(13), in(14),  in(15),  out(16), out(17),
+          out(18), out(19), out(20), out(21), out(22), out(23), out(24)};
 }
 
 template <class T>
