@@ -22,14 +22,14 @@ _idle: list[mmap.mmap] = []
 
 
 def borrow(numel: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An uninitialised flat tensor of at least ``numel`` elements, from warm memory where there is any."""
+    """An uninitialised flat tensor of ``numel`` elements, from warm memory where there is any."""
     if device.type != "cpu":
         return torch.empty(numel, dtype=dtype, device=device)
     size = max(1, numel) * dtype.itemsize
     block = _take(size)
     view = np.frombuffer(block, dtype=np.uint8)
     weakref.finalize(view, _give_back, block).atexit = False
-    return torch.from_numpy(view)[:size].view(dtype)
+    return torch.from_numpy(view)[: numel * dtype.itemsize].view(dtype)
 
 
 def release() -> None:

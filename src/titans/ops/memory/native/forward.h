@@ -18,12 +18,9 @@ class Forward {
       const long segment = c / s.every;
       T* now = row.point(segment + 1);
       const bool first = c % s.every == 0;
-      if (c == 0) std::memcpy(row.point(0), row.t.state + row.g * s.state(), sizeof(T) * s.state());
       chunk(c, first ? row.point(segment) : now, now, row.acts(c), row.t.y);
     }
-    const T* end = row.point(s.segments());
-    std::memcpy(row.t.end + row.g * s.state(), end, sizeof(T) * s.state());
-    last_read(State<T>(s, const_cast<T*>(end)));
+    last_read(State<T>(s, row.point(s.segments())));
   }
 
   // Chunk c from the state `from` to the state `to`, which may be the same; y null: the outputs are known.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import torch
@@ -90,6 +90,12 @@ class _Shape:
         return -(-self.chunks // self.every)
 
     @property
+    def kept(self) -> tuple[int, int]:
+        """Elements of states between segments and of activations that the forward pass leaves."""
+        states = self.rows * (self.segments - 1) * self.state
+        return states, self.rows * (self.chunks if self.keep else 1) * self.acts
+
+    @property
     def acts(self) -> int:
         hidden = 3 * self.size * self.hidden if self.activation else 0
         rows = self.width + (self.hidden if self.activation else 0)
@@ -116,7 +122,7 @@ def _plan(shape: _Shape, needed: bool, budget: int) -> tuple[int, bool]:
     if not needed:
         return shape.chunks, False
     every = max(1, min(shape.chunks, 64 // shape.size, 16))
-    if shape.rows * (shape.chunks * shape.acts + (shape.chunks / every + 1) * shape.state) <= budget:
+    if sum(replace(shape, every=every, keep=1).kept) <= budget:
         return every, True
     return max(1, min(shape.chunks, round(math.sqrt(shape.chunks * shape.state / (shape.state + shape.acts))))), False
 
@@ -135,40 +141,29 @@ def _forward(*given: Any) -> Outputs:
     """y [G, T, D], the end state [G, N], and what the backward pass needs: states and activations."""
     tensors, shape = given[:10], _shape(given[:10], *given[10:])
     q, state = tensors[0], tensors[8]
-    kept = (shape.rows * (shape.segments + 1) * shape.state, shape.rows * _chunks_kept(shape) * shape.acts)
-    outputs = (torch.empty_like(q), torch.empty_like(state), *(borrow(n, q.dtype, q.device) for n in kept))
+    outputs = (torch.empty_like(q), torch.empty_like(state), *(borrow(n, q.dtype, q.device) for n in shape.kept))
     _call(shape, (*tensors, *outputs), back=False)
     return outputs  # type: ignore[return-value]
 
 
 def _forward_fake(*given: Any) -> Outputs:
-    shape = _shape(given[:10], *given[10:])
-    q, state = given[0], given[8]
-    points = q.new_empty(shape.rows * (shape.segments + 1) * shape.state)
-    return (
-        torch.empty_like(q),
-        torch.empty_like(state),
-        points,
-        q.new_empty(shape.rows * _chunks_kept(shape) * shape.acts),
-    )
-
-
-def _chunks_kept(shape: _Shape) -> int:
-    return shape.chunks if shape.keep else 1
+    shape, q, state = _shape(given[:10], *given[10:]), given[0], given[8]
+    points, acts = (q.new_empty(n) for n in shape.kept)
+    return torch.empty_like(q), torch.empty_like(state), points, acts
 
 
 def _backward(*given: Any) -> tuple[Tensor, ...]:
     """Gradients of q, k, v, theta, eta, alpha, norm, state and anchors; empty where there is no such tensor."""
-    d_y, d_end, points, acts = given[:4]
-    tensors, shape = given[4:14], _shape(given[4:14], *given[14:])
+    d_y, d_end, end, points, acts = given[:5]
+    tensors, shape = given[5:15], _shape(given[5:15], *given[15:])
     found = _backward_fake(*given)
     outputs = [None if x.numel() == 0 else x for x in found]
-    _call(shape, (*tensors, None, None, points, acts, d_y, d_end, *outputs), back=True)
+    _call(shape, (*tensors, None, end, points, acts, d_y, d_end, *outputs), back=True)
     return found
 
 
 def _backward_fake(*given: Any) -> tuple[Tensor, ...]:
-    q, k, v, theta, eta, alpha, _, norm, state, anchors = given[4:14]
+    q, k, v, theta, eta, alpha, _, norm, state, anchors = given[5:15]
     wanted = (q, k, v, theta, eta, alpha, norm, state, anchors)
     return tuple(q.new_empty(0) if x is None else torch.empty_like(x) for x in wanted)
 
@@ -186,14 +181,14 @@ def _call(shape: _Shape, tensors: tuple[Tensor | None, ...], back: bool) -> None
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
     ctx.choice = inputs[10:]
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:10], *output[2:])
+    ctx.save_for_backward(*inputs[:10], *output[1:])
 
 
 def _gradient(ctx: Any, d_y: Tensor | None, d_end: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    *tensors, points, acts = ctx.saved_tensors
+    *tensors, end, points, acts = ctx.saved_tensors
     d_y = torch.zeros_like(tensors[0]) if d_y is None else d_y.contiguous()
     d_end = torch.zeros_like(tensors[8]) if d_end is None else d_end.contiguous()
-    found = torch.ops.titans.memory_scan_backward(d_y, d_end, points, acts, *tensors, *ctx.choice)
+    found = torch.ops.titans.memory_scan_backward(d_y, d_end, end, points, acts, *tensors, *ctx.choice)
     q, k, v, theta, eta, alpha, norm, state, anchors = (x if x.numel() else None for x in found)
     return q, k, v, theta, eta, alpha, None, norm, state, anchors, *(None for _ in ctx.choice)
 
@@ -208,7 +203,7 @@ _scan_backward = torch.library.custom_op(
     "titans::memory_scan_backward",
     _backward,
     mutates_args=(),
-    schema=f"(Tensor d_y, Tensor d_end, Tensor points, Tensor acts, {_TOKENS}, {_CHOICE}) -> "
+    schema=f"(Tensor d_y, Tensor d_end, Tensor end, Tensor points, Tensor acts, {_TOKENS}, {_CHOICE}) -> "
     f"({', '.join(['Tensor'] * 9)})",
 )
 _scan.register_fake(_forward_fake)

@@ -27,7 +27,7 @@ struct Shape {
 template <class T>
 struct Tensors {
   const T *q, *k, *v, *theta, *eta, *alpha, *write, *norm, *state, *anchors;
-  T *y, *end, *points, *acts;  // points [G, segments + 1, state], acts [G, n, acts]
+  T *y, *end, *points, *acts;  // points [G, segments - 1, state], acts [G, n, acts]
   const T *d_y, *d_end;
   T *d_q, *d_k, *d_v, *d_theta, *d_eta, *d_alpha, *d_norm, *d_state, *d_anchors;
 };
@@ -75,7 +75,12 @@ struct Row {
   const T* gain() const { return t.norm + g * 2 * s.D; }
   const T* bias() const { return gain() + s.D; }
   const T* anchors() const { return t.anchors ? t.anchors + g * s.weights() : nullptr; }
-  T* point(long segment) const { return t.points + (g * (s.segments() + 1) + segment) * s.state(); }
+  // The state before a segment: the first is an input and the last an output, both held by the caller anyway.
+  T* point(long segment) const {
+    if (segment == 0) return const_cast<T*>(t.state) + g * s.state();
+    if (segment == s.segments()) return t.end + g * s.state();
+    return t.points + (g * (s.segments() - 1) + segment - 1) * s.state();
+  }
   Acts<T> acts(long c) const { return {s, t.acts + (s.keep ? g * s.n + c : g) * s.acts()}; }
 
   // The chunk's queries, one token late; before the first token there is a row of zeros.
