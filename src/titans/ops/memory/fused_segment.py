@@ -43,21 +43,23 @@ class Inputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Anchor:
-    """A_0 of one map and the norms of its rows, with what flows back into them: [G, out, in] and [G, out, 1]."""
+    """A_0 of one map [G, out, in], its rows' norms and their inverses [G, out, 1], 0 for 0, and what flows back."""
 
     weight: Tensor
     norm: Tensor
+    inverse: Tensor
     d_weight: Tensor
     d_norm: Tensor
 
     @classmethod
     def of(cls, weight: Tensor) -> Anchor:
         norm = torch.linalg.vector_norm(weight, dim=-1, keepdim=True)
-        return cls(weight, norm, torch.zeros_like(weight), torch.zeros_like(norm))
+        inverse = torch.where(norm > 0, 1 / norm, 0)
+        return cls(weight, norm, inverse, torch.zeros_like(weight), torch.zeros_like(norm))
 
     def gradient(self) -> Tensor:
         """Of A_0, through both."""
-        return torch.addcmul(self.d_weight, self.weight, self.d_norm / self.norm.where(self.norm > 0, 1))
+        return torch.addcmul(self.d_weight, self.weight, self.d_norm * self.inverse)
 
 
 def activation(name: str, x: Tensor, out: Tensor) -> None:
@@ -98,11 +100,6 @@ def normalise(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.native_layer_norm(x, [x.shape[-1]], None, None, NORM_EPS)
 
 
-def bmm4(x: Tensor, y: Tensor) -> Tensor:
-    """x @ y over [n, G, ·, ·]."""
-    return torch.matmul(x, y)
-
-
 class Segment:
     """What a segment's chunks share, and the loop over them.
 
@@ -128,7 +125,7 @@ class Segment:
         if rule.activation is not None:
             self.q_retained = _times(inputs.q, self.retained)
             self.q_pushed = None if self.pushed is None else inputs.q * self.pushed
-            self.raw_scores = bmm4(inputs.q, inputs.k.mT)
+            self.raw_scores = torch.matmul(inputs.q, inputs.k.mT)
             self.scores = self.raw_scores * self.kernel
             self.k_written = inputs.k * self.share
             self.k_pushed = None if self.momentum_share is None else inputs.k * self.momentum_share
@@ -164,7 +161,7 @@ class Segment:
             p.addcmul_(kept["past"], self.pushed)
         _folded(p).baddbmm_(_folded(kept["match"] * self.kernel), _folded(kept["error"]), alpha=-1)
         if rule.gain is None or rule.bias is None:
-            return p.clone()
+            return p
         return torch.addcmul(self.x.q + rule.bias, normalise(p)[0], rule.gain)
 
     def _errors(self, c: int) -> tuple[Tensor, Tensor | None]:
@@ -229,8 +226,8 @@ class Segment:
             norm, scale, share = self.anchors[i].norm, self.place(f"scale{i}", c), self.place(f"of_norm{i}", c)
             found = torch.linalg.vector_norm(new, dim=-1, keepdim=True)
             alive = found > norm * torch.finfo(found.dtype).eps
-            scale.copy_(torch.where(alive, norm / found.where(alive, 1), 1))
-            share.copy_(torch.where(alive & (norm > 0), 1 / norm.where(norm > 0, 1), 0))
+            scale.copy_(torch.where(alive, norm / found, 1))
+            torch.mul(alive, self.anchors[i].inverse, out=share)
             new.mul_(scale)
 
 

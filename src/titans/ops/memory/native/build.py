@@ -59,7 +59,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     except subprocess.CalledProcessError as error:
         errors = [line for line in error.stderr.splitlines() if "error" in line or "undefined" in line]
         return None, f"{compiler} failed: {(errors or [error.stderr.strip()])[0][:300]}"
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:  # RuntimeError: there is no home folder
         return None, f"{type(error).__name__}: {error}"
 
 
