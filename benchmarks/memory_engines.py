@@ -100,10 +100,7 @@ class Problem:
         tokens = (x[name].transpose(1, 2).flatten(0, 1) for name in ("q", "k", "v", *GATES))
         weights = tuple(x[name].expand(s.batch, -1, -1, -1).flatten(0, 1) for name in ("first", "last"))
         gain, bias = (x[name].expand(s.batch, -1, -1).flatten(0, 1).unsqueeze(1) for name in ("gain", "bias"))
-        steady = s.rule == "steady"
-        rule = ChunkRule(
-            "gelu", "anchored" if steady else "weight_decay", s.chunk, weights if steady else None, gain, bias
-        )
+        rule = ChunkRule.of(getattr(MirasConfig, s.rule)(), s.chunk, weights, gain, bias)
         momentum = tuple(torch.zeros_like(w) for w in weights)
         y, _, _ = engine(rule, *tokens, None, weights, momentum)
         return y.unflatten(0, (s.batch, s.heads)).transpose(1, 2)

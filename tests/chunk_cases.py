@@ -119,14 +119,13 @@ def expected(case: Case, x: dict[str, Tensor]):
 
 
 def bound(case: Case, x: dict[str, Tensor]) -> ChunkRule:
-    activation = None if case.network == "matrix" else case.network
-    return ChunkRule(activation, case.retention, case.size, maps(x, "anchors") or None, x.get("gain"), x.get("bias"))
+    return ChunkRule.of(case.miras, case.size, maps(x, "anchors"), x.get("gain"), x.get("bias"))
 
 
-def call(engine, case: Case, x: dict[str, Tensor], **options):
+def call(engine, case: Case, x: dict[str, Tensor], rule: ChunkRule | None = None, **options):
     gates = (x.get(name) for name in ("theta", "eta", "alpha", "write"))
     weights, momentum = maps(x, "weights"), maps(x, "momentum")
-    return engine(bound(case, x), x["q"], x["k"], x["v"], *gates, weights, momentum, **options)
+    return engine(rule or bound(case, x), x["q"], x["k"], x["v"], *gates, weights, momentum, **options)
 
 
 def gradients(result, x: dict[str, Tensor], seed=1) -> dict[str, Tensor]:

@@ -169,6 +169,8 @@ def test_wrong_arguments_are_named():
             maps(x, "weights"),
             maps(x, "momentum"),
         )
+    with pytest.raises(ValueError, match="huber"):
+        ChunkRule.of(MirasConfig.yaad(), 4, (), None, None)
     with pytest.raises(ValueError, match="retention"):
         ChunkRule("gelu", "lq", 4)
     with pytest.raises(ValueError, match="anchors"):
@@ -203,3 +205,14 @@ def test_nothing_is_read_before_it_is_written():
     found = gradients(call(run_chunks, case, x), x)
     for name in wanted:
         assert torch.equal(found[name], wanted[name]), name
+
+
+def test_memory_comes_back_after_the_backward_pass():
+    """Whoever still holds the outputs: a training loop keeps its loss until the next step has begun."""
+    case = Case()
+    x = arguments(case)
+    workspace.release()
+    y = call(run_chunks, case, x)[0]
+    assert not workspace._idle
+    torch.autograd.grad(y.sum(), x["q"])
+    assert workspace._idle

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from chunk_cases import CASES, Case, arguments, assert_same, call, expected, gradients
+from chunk_cases import CASES, Case, arguments, assert_same, bound, call, expected, gradients
 from helpers import assert_close
 from titans.ops.memory import workspace
 from titans.ops.memory.native import available, native, run_chunks, unavailable
@@ -150,8 +150,10 @@ def test_inside_a_compiled_graph():
     case = Case()
     x = arguments(case)
 
+    rule = bound(case, x)
+
     def double(x):
-        y, weights, momentum = call(run_chunks, case, x)
+        y, weights, momentum = call(run_chunks, case, x, rule)
         return 2 * y, weights, momentum
 
     graph = torch.compile(double, backend="aot_eager", fullgraph=True)

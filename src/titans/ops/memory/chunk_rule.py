@@ -48,6 +48,22 @@ class ChunkRule:
         if (self.anchors is not None) != self.projects:
             raise ValueError(f"anchors must be {'given' if self.projects else 'None'} with {self.retention!r}")
 
+    @classmethod
+    def of(
+        cls, miras: MirasConfig, chunk_size: int, weights: Maps, gain: Tensor | None, bias: Tensor | None
+    ) -> ChunkRule:
+        """The rule of ``miras``; ``weights`` are the learned A_0, expanded to every row.
+
+        Raises:
+            ValueError: the fast engines do not know it.
+        """
+        if reason := unsupported(miras):
+            raise ValueError(f"the fast engines do not know this rule: {reason}")
+        network, retention = miras.architecture, get_args(RetentionName)
+        activation = network.activation if isinstance(network, MLP) else None
+        name = retention[retention.index(miras.retention.name)]
+        return cls(activation, name, chunk_size, None if name == "weight_decay" else weights, gain, bias)
+
     @property
     def maps(self) -> int:
         return 1 if self.activation is None else 2
