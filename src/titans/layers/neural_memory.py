@@ -19,7 +19,6 @@ from titans.layers.module import Linear, Module
 from titans.miras import MirasConfig
 from titans.miras.config import resolve_miras
 from titans.ops.memory import (
-    ENGINES,
     Engine,
     MemoryState,
     MemoryTrace,
@@ -28,6 +27,7 @@ from titans.ops.memory import (
     check_engine,
     check_finite,
     default_steps,
+    engine_for,
     initial_weights,
     memory_trace,
     read,
@@ -113,7 +113,7 @@ class NeuralMemory(Module):
         conv_kernel: int = 4,
         qkv_activation: Literal["none", "silu"] = "none",
         theta_max: float | None = None,
-        engine: Engine = "chunked",
+        engine: Engine = "auto",
     ):
         super().__init__()
         n_heads = default_heads(d_model) if n_heads is None else n_heads
@@ -241,7 +241,8 @@ class NeuralMemory(Module):
                 x, store_mask = packing.pack(x), None if store_mask is None else packing.pack(store_mask)
         tokens, tail = self._tokens(x, state, rows)
         memory = None if state is None else state.memory
-        found, memory, _ = scan(self.rule, stored(tokens, store_mask), memory, rows, ENGINES[self.engine])
+        engine = engine_for(self.engine, self.miras, x.device)
+        found, memory, _ = scan(self.rule, stored(tokens, store_mask), memory, rows, engine)
         y, state = self._output(found, x), NeuralMemoryState(memory, tail)
         if not checked:
             check_finite([state], ["this layer"])

@@ -25,7 +25,7 @@ from titans.models.blocks import Block
 from titans.models.config import TitansConfig
 from titans.models.generation import GenerationMixin
 from titans.models.state import ModelState, Origin, hash_weights
-from titans.ops.memory import Engine, check_engine, check_finite
+from titans.ops.memory import Engine, check_engine, check_finite, pick
 from titans.ops.rows import Packing, Rows
 from titans.state import counts
 
@@ -161,12 +161,22 @@ class TitansModel(GenerationMixin, Module):
         return self.norm(x), ModelState(tuple(layers), counts(rows.after), origin)
 
     def set_engine(self, engine: Engine) -> None:
-        """How the memories compute: "chunked", the default; "compiled", faster after a minute of ``torch.compile`` per
-        shape, and worth it for training; "reference", the plain token loop."""
+        """How the memories compute; see `titans.ops.memory_scan`.
+
+        Raises:
+            ValueError: no such engine, or it cannot be used for this model's rule here.
+        """
         check_engine(engine)
+        if self.config.has_memory:
+            pick(engine, self.config.rule, self.embedding.weight.device)
         for module in self.modules():
             if isinstance(module, NeuralMemory):
                 module.engine = engine
+
+    def engines(self) -> dict[str, tuple[str, str]]:
+        """For every memory, by the path of its layer: the engine that computes it, and why that one."""
+        memories = ((n, m) for n, m in self.named_modules() if isinstance(m, NeuralMemory))
+        return {name: pick(m.engine, m.miras, m.qkv.weight.device) for name, m in memories}
 
     @property
     def origin(self) -> Origin:
