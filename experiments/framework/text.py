@@ -6,16 +6,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from experiments.framework.experiment import Stopped, Workplace
+from experiments.framework.recall import device
 from titans.data import TokenDocuments, Tokenizer, evaluation_windows, load_documents
 from titans.evaluation import MemoryMode, nats_by_position
-from titans.experiments.experiment import Stopped, Workplace
-from titans.experiments.recall import device
 from titans.models import load_model
 from titans.training import ConfigError, TrainConfig
 from titans.training.checkpoints import CONFIG_FILE, METRICS_FILE, MODEL_DIR, check_same, last_checkpoint
 from titans.training.config import DataSection
-from titans.training.plots import read_metrics
 from titans.training.data import load_saved_tokenizer
+from titans.training.plots import read_metrics
 
 READ_AT_ONCE = 2**14  # tokens
 
