@@ -59,8 +59,7 @@ def rules(scale: str, data: Path | None = None) -> dict[str, Comparison]:
     arm = partial(comparison, size, corpus(size, data))
     presets = {name: getattr(MirasConfig, name)(architecture=size.mlp) for name in PRESETS}
     found = {name: arm("LMM", miras=rule) for name, rule in presets.items()}
-    baselines: tuple[str, ...] = ("swa", "transformer")
-    return equal_size({**found, **{name: arm(name) for name in baselines}}, like="titans")
+    return equal_size({**found, "swa": arm("swa"), "transformer": arm("transformer")}, like="titans")
 
 
 def depths(scale: str, data: Path | None = None) -> dict[str, Comparison]:
