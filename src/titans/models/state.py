@@ -172,9 +172,9 @@ class ModelState(State):
             raise ValueError(f"state file {str(path)!r} is not a readable safetensors file: {error}") from error
         if metadata.get("format") != "titans-state":
             raise ValueError(f"state file {str(path)!r} holds no titans state")
-        check_semantics(metadata.get("semantics"), f"state file {str(path)!r}")
         if (version := metadata.get("version")) != str(FORMAT_VERSION):
             raise ValueError(f"state file {str(path)!r} has format version {version}, not {FORMAT_VERSION}")
+        check_semantics(metadata.get("semantics"), f"state file {str(path)!r}")
         try:
             layers = decode(json.loads(metadata["layers"]), tensors, "layers")
             read = torch.tensor(json.loads(metadata["seen"]), dtype=torch.int64)
