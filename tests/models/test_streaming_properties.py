@@ -13,6 +13,7 @@ from torch import Tensor
 
 from helpers import assert_close
 from members import ALGORITHMS, BIASES, NETWORKS, RETENTIONS
+from tiny import ALL
 from titans import MirasConfig, TitansConfig, build_model
 
 VOCAB, LONGEST = 11, 20
@@ -78,7 +79,7 @@ def configurations(draw, variant: str) -> TitansConfig:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("variant", ["LMM", "MAC", "MAG", "MAL", "transformer", "swa"])
+@pytest.mark.parametrize("variant", ALL)
 @settings(max_examples=EXAMPLES)
 @given(data=st.data(), text=texts())
 @torch.no_grad()

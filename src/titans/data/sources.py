@@ -16,12 +16,16 @@ def corpus(name: str) -> Callable[[Documents], Documents]:
     a ValueError, where the corpus is not on this machine a FileNotFoundError that says which file to put where.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is taken by another function.
+        TypeError: no name is given.
     """
+    if not isinstance(name, str):
+        raise TypeError(f'corpus needs a name, as in @corpus("notes"), got {name!r}')
 
     def register(read: Documents) -> Documents:
-        if name in CORPORA:
-            raise ValueError(f"corpus {name!r} is taken by {CORPORA[name].__qualname__}: choose another name")
+        known = CORPORA.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (read.__module__, read.__qualname__):
+            raise ValueError(f"corpus {name!r} is taken by {known.__qualname__}: choose another name")
         CORPORA[name] = read
         return read
 

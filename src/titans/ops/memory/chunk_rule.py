@@ -8,11 +8,15 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from titans.miras import MirasConfig
+from titans.miras import L2, AnchoredRetention, GradientDescent, MirasConfig, Momentum, SphereRetention, WeightDecay
 from titans.miras.networks import MLP, Matrix
 
 RetentionName = Literal["weight_decay", "sphere", "anchored"]
 Maps = tuple[Tensor, ...]
+# Classes, not names: one derived from them may compute something else, and need not have a name of its own.
+RETENTIONS: dict[type, RetentionName] = {
+    WeightDecay: "weight_decay", SphereRetention: "sphere", AnchoredRetention: "anchored",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,8 @@ class ChunkRule:
         """
         if reason := unsupported(miras):
             raise ValueError(f"the fast engines do not know this rule: {reason}")
-        network, retention = miras.architecture, get_args(RetentionName)
+        network, name = miras.architecture, RETENTIONS[type(miras.retention)]
         activation = network.activation if isinstance(network, MLP) else None
-        name = retention[retention.index(miras.retention.name)]
         return cls(activation, name, chunk_size, None if name == "weight_decay" else weights, gain, bias)
 
     @property
@@ -84,12 +87,12 @@ def unsupported(miras: MirasConfig) -> str | None:
     network = miras.architecture
     if type(network) is not Matrix and not (type(network) is MLP and network.depth == 2):
         return f"architecture {network!r} is neither a matrix nor an MLP of depth 2"
-    if miras.bias.name != "l2":
-        return f"bias {miras.bias.name!r} is not l2"
-    if miras.retention.name not in get_args(RetentionName):
-        return f"retention {miras.retention.name!r} is not one of {', '.join(get_args(RetentionName))}"
-    if miras.algorithm.name not in ("gradient_descent", "momentum"):
-        return f"algorithm {miras.algorithm.name!r} writes per chunk"
+    if type(miras.bias) is not L2:
+        return f"bias {miras.bias!r} is not l2"
+    if type(miras.retention) not in RETENTIONS:
+        return f"retention {miras.retention!r} is not one of {', '.join(RETENTIONS.values())}"
+    if type(miras.algorithm) not in (GradientDescent, Momentum):
+        return f"algorithm {miras.algorithm!r} is not one of gradient_descent, momentum"
     if miras.gates != "head":
         return f"gates are per {miras.gates}, not per head"
     return None
