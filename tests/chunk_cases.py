@@ -8,9 +8,10 @@ from torch import Tensor
 from helpers import assert_close
 from titans.miras import MLP, GradientDescent, Matrix, MirasConfig, Momentum
 from titans.ops.memory.chunk_rule import ChunkRule
-from titans.ops.memory.chunked import Block, whole_chunk
-from titans.ops.memory.decay import Decay, chunk_decay
-from titans.ops.memory.rule import Rule
+from titans.ops.memory.chunked import whole_chunk
+from titans.ops.memory.decay import Decay
+from titans.ops.memory.rule import RowRule
+from titans.ops.memory.tokens import Gates, Tokens
 
 ROWS, CHUNKS, WIDTH, HIDDEN = 3, 3, 6, 10
 
@@ -102,18 +103,14 @@ def maps(x, name):
 
 def expected(case: Case, x: dict[str, Tensor]):
     """The loop over ``whole_chunk``."""
-    miras = case.miras
-    anchors = tuple(miras.retention.anchor(a) for a in maps(x, "anchors")) or None
-    rule = Rule(miras, anchors, x.get("gain"), x.get("bias"))
-    gates = (None if g not in x else x[g].unflatten(1, (-1, case.size)) for g in ("theta", "eta", "alpha", "write"))
-    decay = chunk_decay(*gates)
+    miras, anchors = case.miras, maps(x, "anchors")
+    kept = None if miras.retention.identity else tuple(map(miras.retention.anchor, anchors))
+    rule = RowRule(miras, anchors, kept, x.get("gain"), x.get("bias"))
+    gates = Gates(*(x.get(name) for name in ("theta", "eta", "alpha", "write")))
     weights, momentum, outputs = maps(x, "weights"), maps(x, "momentum"), []
     used = rule.use(weights)
-    for c in range(case.chunks):
-        part = slice(c * case.size, (c + 1) * case.size)
-        of_chunk = Decay(*(None if f is None else f[:, c] for f in vars(decay).values()))
-        block = Block(x["q"][:, part], x["k"][:, part], x["v"][:, part], None, of_chunk)
-        y, weights, momentum, used = whole_chunk(rule, weights, momentum, used, block)
+    for part in Tokens(x["q"], x["k"], x["v"], gates).split([case.size] * case.chunks):
+        y, weights, momentum, used = whole_chunk(rule, weights, momentum, used, part, Decay.of(part.gates))
         outputs.append(y)
     return torch.cat(outputs, 1), weights, momentum
 

@@ -1,4 +1,4 @@
-"""The law of math.md §6 on random models and texts: in pieces, masked, reset, packed, each row gives what it gives alone."""
+"""The law of math.md §6 on random models and texts: cut, masked, reset, packed, each row gives what it gives alone."""
 
 from __future__ import annotations
 

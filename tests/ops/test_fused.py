@@ -134,7 +134,7 @@ def test_what_is_not_supported_is_named():
     assert unsupported(MirasConfig.titans()) is None
     for change, reason in [
         ({"architecture": GatedMLP()}, "gated_mlp|GatedMLP"),
-        ({"bias": Huber()}, "huber"),
+        ({"bias": Huber()}, "Huber"),
         ({"retention": KLRetention()}, "kl"),
         ({"algorithm": Muon()}, "muon"),
         ({"gates": "channel"}, "channel"),
@@ -169,7 +169,7 @@ def test_wrong_arguments_are_named():
             maps(x, "weights"),
             maps(x, "momentum"),
         )
-    with pytest.raises(ValueError, match="huber"):
+    with pytest.raises(ValueError, match="Huber"):
         ChunkRule.of(MirasConfig.yaad(), 4, (), None, None)
     with pytest.raises(ValueError, match="retention"):
         ChunkRule("gelu", "lq", 4)
