@@ -10,7 +10,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src"
 FLOORS = (
-    *("files", "state", "miras", "ops", "layers", "memory", "models", "hf"),
+    *("files", "autograd", "state", "miras", "ops", "layers", "memory", "models", "hf"),
     *("data", "training", "evaluation", "cli"),
 )
 DOOR = "titans.cli.experiment"  # to the experiments, which are not part of the wheel

@@ -510,3 +510,19 @@ def test_check_finite_tells_divergence_from_weights_whose_sum_overflows():
         with pytest.raises(FloatingPointError):
             check(state(float("inf"), float("-inf")))
     check(state(float("nan")))  # while gradients are recorded, the loss tells
+
+
+@pytest.mark.parametrize("engine", fast_engines())
+def test_a_backward_pass_inside_autocast_is_as_exact_as_outside(engine):
+    """Of what is derived by hand; torch's own derivatives take half precision there (it advises against such a call)."""
+    tensors, miras = make(retention="anchored", tokens=12)
+
+    def single(x):
+        return None if x is None else x.detach().float().requires_grad_()
+
+    plain = {n: tuple(map(single, x)) if isinstance(x, tuple) else single(x) for n, x in tensors.items()}
+    expected = gradients(*run(plain, miras, 4, engine), plain)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gradients(*run(plain, miras, 4, engine), plain)
+    for name in expected:
+        assert_close(found[name], expected[name], f"gradient of {name}")

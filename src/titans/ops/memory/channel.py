@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from titans.autograd import hand_written
 from titans.ops.memory.decay import ChunkEnd, cumulative_products
 from titans.ops.memory.maps import map_kind, retain
 from titans.ops.memory.tokens import Gates
@@ -117,7 +117,7 @@ class _Recurrence(torch.autograd.Function):
         return rows
 
     @staticmethod
-    @once_differentiable
+    @hand_written
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
         keep, rows = ctx.saved_tensors
         of_keep = torch.zeros_like(keep)

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from titans.autograd import hand_written
 from titans.ops.memory.maps import Dense, map_kind, wide
 from titans.ops.memory.tokens import Gates
 
@@ -189,7 +189,7 @@ class _CumulativeProducts(torch.autograd.Function):
         return products
 
     @staticmethod
-    @once_differentiable
+    @hand_written
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
         (products,) = ctx.saved_tensors
         reached = products.mT @ grad.tril()

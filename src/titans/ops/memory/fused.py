@@ -17,8 +17,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from titans.autograd import hand_written
 from titans.ops.memory.chunk_rule import ChunkRule, Maps, check_run
 from titans.ops.memory.fused_backward import SegmentBackward, SegmentGradients, scratch_layout
 from titans.ops.memory.fused_segment import NORM_EPS, Anchor, Inputs, Segment, kept_layout
@@ -168,7 +168,7 @@ class _Run(torch.autograd.Function):
         return (y[:, 1:], *state)
 
     @staticmethod
-    @once_differentiable
+    @hand_written
     def backward(ctx: Any, d_y: Tensor | None, *d_state: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         given, (inputs, states) = ctx.saved_tensors, ctx.counts
         call = ctx.plan.rows(given[:inputs])
