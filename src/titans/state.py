@@ -187,6 +187,23 @@ def counts(values: Sequence[int]) -> Tensor:
     return torch.tensor(values, dtype=torch.int64)
 
 
+def check_rows(state: State) -> None:
+    """Raise a ValueError that names the first tensor which is no part of a sound state: its number of rows is not that
+    of the others, it is a count below 0, or it is neither a count nor floating point."""
+
+    def check(leaf: Leaf, x: Tensor) -> Tensor:
+        if x.dim() < 1 or x.shape[0] != rows:
+            raise ValueError(f"{leaf.path} must have the state's {rows} rows, got {list(x.shape)}")
+        if _is_count(x) and (x.dim() != 1 or bool((x < 0).any())):
+            raise ValueError(f"{leaf.path} must be counts of at least 0, one per row, got {x.tolist()}")
+        if not _is_count(x) and not x.is_floating_point():
+            raise ValueError(f"{leaf.path} must be floating point, got {x.dtype}")
+        return x
+
+    rows = state.rows
+    walk(check, state)
+
+
 def encode(tree: Any, tensors: dict[str, Tensor], path: str = "state") -> Any:
     """A tree as plain values for JSON, its tensors moved into ``tensors`` under their paths."""
     if isinstance(tree, Tensor):
