@@ -9,11 +9,11 @@ import threading
 import pytest
 import torch
 
+from tiny import ids, small
 from titans import MirasConfig, NeuralMemory
 from titans.files import write_whole
 from titans.models import ModelState
 from titans.ops import memory_scan
-from tiny import ids, small
 
 
 @pytest.fixture
@@ -33,13 +33,8 @@ def test_any_bit_that_flipped_is_noticed(saved):
         damaged = bytearray(whole)
         damaged[at // 8] ^= 1 << at % 8
         path.write_bytes(damaged)
-        try:
-            loaded = ModelState.load(path)
-        except ValueError as error:
-            assert "s.st" in str(error)
-        else:  # white space of the header
-            path.write_bytes(whole)
-            assert loaded.seen == ModelState.load(path).seen
+        with pytest.raises(ValueError, match="s.st"):
+            ModelState.load(path)
 
 
 @pytest.mark.parametrize("share", [0, 0.001, 0.1, 0.5, 0.999])

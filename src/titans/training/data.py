@@ -36,6 +36,12 @@ class RunData:
     validation: EvaluationWindows | None
     tokenizer: Tokenizer
 
+    @property
+    def fingerprints(self) -> dict[str, str | None]:
+        """A hash of the tokens of each split, None for one that is not read."""
+        held_out = None if self.validation is None else self.validation.documents.fingerprint
+        return {"train": self.training.fingerprint, "validation": held_out}
+
 
 def load_data(config: TrainConfig) -> RunData:
     """Read and tokenise both splits.
@@ -54,13 +60,21 @@ def load_data(config: TrainConfig) -> RunData:
             )
         options = {"text_field": section.text_field, "data_dir": section.data_dir}
         training = TokenDocuments.from_texts(load_documents(section.source, "train", **options), tokenizer)
+        if len(training.tokens) < section.length:
+            raise ConfigError(
+                f"data.length: {section.length} is more than the {len(training.tokens)} tokens of the train split of "
+                f"data.source {section.source!r}"
+            )
         if not config.training.eval_every:
             return RunData(training, None, tokenizer)
         held_out = TokenDocuments.from_texts(load_documents(section.source, "validation", **options), tokenizer)
         windows = evaluation_windows(held_out, section.length, config.eval_windows)
     except ConfigError:
         raise
-    except (ValueError, OSError, ImportError) as error:
+    except OSError as error:
+        told = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        raise ConfigError(f"data.{told}" if told.startswith(("source", "tokenizer")) else f"data: {told}") from error
+    except (ValueError, ImportError) as error:
         raise ConfigError(f"data.{error}") from error
     return RunData(training, windows, tokenizer)
 
