@@ -93,7 +93,7 @@ def read_manifest(folder: Path, step: int) -> dict[str, Any]:
         Stamp(**manifest["stamp"])
         whole = manifest.pop("hash") == _hash(manifest) and manifest["step"] == step
     except FileNotFoundError:
-        raise Damaged(f"{folder} is not complete: {MANIFEST} is missing") from None
+        raise Damaged(f"{folder / MANIFEST} is missing, the checkpoint is not complete") from None
     except OSError as error:
         raise Damaged(f"{folder / MANIFEST}: {error.strerror}") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -226,11 +226,14 @@ def check_folder(config: TrainConfig, resume: bool) -> Found | None:
     check_same(config, output_dir / CONFIG_FILE)
     found = find_checkpoint(output_dir)
     # A run that was killed after its last step still has its model to write.
-    if found.step > config.training.steps or (
-        found.step == config.training.steps and (output_dir / MODEL_DIR).exists()
-    ):
+    left = config.training.steps - found.step
+    if left < 0 or (left == 0 and _is_newer(output_dir / MODEL_DIR / "model.safetensors", found.folder / MANIFEST)):
         raise ConfigError(f"training.steps: the run in {output_dir} already reached step {found.step}")
     return found
+
+
+def _is_newer(path: Path, other: Path) -> bool:
+    return path.exists() and path.stat().st_mtime_ns >= other.stat().st_mtime_ns
 
 
 def _check_kinds(output_dir: Path) -> None:
