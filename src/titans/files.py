@@ -85,5 +85,5 @@ def hash_tensors(tensors: Mapping[str, Tensor], words: Mapping[str, str]) -> str
     for name, tensor in sorted(tensors.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         values = tensor.detach().cpu().contiguous().flatten()
-        digest.update(values.view(torch.uint8).numpy() if values.numel() else b"")
+        digest.update(values.view(torch.uint8).numpy().data if values.numel() else b"")
     return digest.hexdigest()

@@ -72,7 +72,7 @@ class TokenDocuments:
     @property
     def fingerprint(self) -> str:
         """A hash of all tokens and of where documents begin; the same corpus under the same tokenizer has the same."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.tokens))
+        digest = hashlib.sha256(self.tokens.tobytes())
         digest.update(self.offsets.tobytes())
         return digest.hexdigest()
 

@@ -51,10 +51,8 @@ class CheckedModel(BaseModel):
         try:
             super().__setattr__(name, value)
         except Exception:
-            self.__dict__.clear()
-            self.__dict__.update(before)
-            self.__pydantic_fields_set__.clear()
-            self.__pydantic_fields_set__.update(known)
+            object.__setattr__(self, "__dict__", before)
+            object.__setattr__(self, "__pydantic_fields_set__", known)
             raise
 
 
