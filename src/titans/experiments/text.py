@@ -14,8 +14,8 @@ from titans.models import load_model
 from titans.training import ConfigError, TrainConfig
 from titans.training.checkpoints import CONFIG_FILE, METRICS_FILE, MODEL_DIR, check_same, last_checkpoint
 from titans.training.config import DataSection
-from titans.training.plots import read_metrics
 from titans.training.data import load_saved_tokenizer
+from titans.training.plots import read_metrics
 
 READ_AT_ONCE = 2**14  # tokens
 

@@ -39,6 +39,7 @@ class TitansTrainer(Trainer):
         self._probed: dict[str, Any] = {}  # until the step is logged
         self._inputs: dict[str, Any] = {}  # of the last forward pass in training
         super().__init__(**kwargs)
+        self.model_accepts_loss_kwargs = False  # windows are full: a step's loss is the mean over its micro-batches
         self._accepted = inspect.signature(self.network.forward).parameters
 
     @property
