@@ -14,6 +14,7 @@ from titans.miras import MirasConfig
 from titans.miras.config import resolve_miras
 from titans.models.registry import MIXERS
 
+MODEL_TYPE = "titans"  # what a model folder's config.json calls itself
 # Widths and heads follow MIRAS App. C; the layers are fitted so that each variant has the named size (within 5 %) at
 # 32,000 tokens of vocabulary with tied embeddings.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -117,6 +118,17 @@ class TitansConfig(CheckedModel):
     max_seq_len: int = Field(default=4096, ge=1, le=MOST)
     lr: float = Field(default=4e-4, gt=0, le=1000, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_folder(cls, values: Any) -> Any:
+        """Of a model folder's config.json take our own fields: transformers keeps its own beside them."""
+        if not isinstance(values, dict) or "model_type" not in values:
+            return values
+        if values["model_type"] != MODEL_TYPE:
+            raise ValueError(f"model_type must be {MODEL_TYPE!r}, got {values['model_type']!r}")
+        values = values.get("titans") or values  # older folders of transformers' kept our fields under this name
+        return {name: values[name] for name in cls.model_fields if name in values}
+
     @field_validator("variant")
     @classmethod
     def _known(cls, variant: str) -> str:
@@ -209,6 +221,10 @@ class TitansConfig(CheckedModel):
         width = self.d_model // self.memory_heads
         theta_max = self.theta_max or default_theta_max(self.rule, width, self.chunk_size)
         return self.model_copy(update={"miras": self.rule, "theta_max": theta_max})
+
+    def __eq__(self, other: object) -> bool:
+        """Do both describe the same model? What a field left to its default means counts, not that it was left."""
+        return isinstance(other, TitansConfig) and self.explicit().__dict__ == other.explicit().__dict__
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON would hold them, of the ``explicit`` configuration."""

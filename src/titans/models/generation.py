@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, overload
 
 import torch
@@ -18,14 +18,16 @@ class GenerationMixin:
 
     @overload
     def generate(self, prompt: Tensor, max_new_tokens: int = ..., temperature: float = ..., top_k: int | None = ...,
-                 top_p: float | None = ..., eos_token_id: int | None = ..., state: ModelState | None = ...,
-                 attention_mask: Tensor | None = ..., generator: torch.Generator | None = ...,
+                 top_p: float | None = ..., eos_token_id: int | Sequence[int] | None = ...,
+                 state: ModelState | None = ..., attention_mask: Tensor | None = ...,
+                 generator: torch.Generator | None = ...,
                  return_state: Literal[False] = ...) -> Tensor: ...  # fmt: skip
 
     @overload
     def generate(self, prompt: Tensor, max_new_tokens: int = ..., temperature: float = ..., top_k: int | None = ...,
-                 top_p: float | None = ..., eos_token_id: int | None = ..., state: ModelState | None = ...,
-                 attention_mask: Tensor | None = ..., generator: torch.Generator | None = ...,
+                 top_p: float | None = ..., eos_token_id: int | Sequence[int] | None = ...,
+                 state: ModelState | None = ..., attention_mask: Tensor | None = ...,
+                 generator: torch.Generator | None = ...,
                  *, return_state: Literal[True]) -> tuple[Tensor, ModelState]: ...  # fmt: skip
 
     @torch.no_grad()
@@ -36,7 +38,7 @@ class GenerationMixin:
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
-        eos_token_id: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
         state: ModelState | None = None,
         attention_mask: Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -50,7 +52,7 @@ class GenerationMixin:
             temperature: > 0; 0 takes the most likely token.
             top_k: sample among the k most likely tokens only.
             top_p: sample among the smallest set of tokens that holds this probability, in (0, 1].
-            eos_token_id: a row that has produced it is finished; it is filled up with it.
+            eos_token_id: a row that has produced it, or one of several, is finished; it is filled up with the first.
             state: what has been read before the prompt.
             attention_mask: [B, T], 0 for padding.
             generator: source of randomness, on the model's device.
@@ -72,7 +74,7 @@ class GenerationMixin:
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
-        eos_token_id: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
         state: ModelState | None = None,
         attention_mask: Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -92,7 +94,7 @@ class _Steps:
         temperature: float,
         top_k: int | None,
         top_p: float | None,
-        eos_token_id: int | None,
+        eos_token_id: int | Sequence[int] | None,
         state: ModelState | None,
         attention_mask: Tensor | None,
         generator: torch.Generator | None,
@@ -106,7 +108,7 @@ class _Steps:
         if attention_mask is not None and not bool(attention_mask.bool().any(1).all()):
             raise ValueError("attention_mask leaves a row of the prompt without tokens")
         self.model, self.temperature, self.top_k, self.top_p = model, temperature, top_k, top_p
-        self.eos_token_id, self.generator = eos_token_id, generator
+        self.ends, self.generator = _ends(eos_token_id, prompt.device), generator
         # The last real token of each row, wherever its padding is.
         last = None
         if attention_mask is not None:
@@ -122,17 +124,27 @@ class _Steps:
         running = torch.ones(self.logits.shape[0], dtype=torch.bool, device=self.logits.device)
         for step in range(count):
             token = sample(self.logits, self.temperature, self.top_k, self.top_p, self.generator)
-            if self.eos_token_id is not None:
-                token = torch.where(running, token, self.eos_token_id)
+            if self.ends is not None:
+                token = torch.where(running, token, self.ends[0])
             yield token
-            if self.eos_token_id is not None:
-                running = running & (token != self.eos_token_id)
+            if self.ends is not None:
+                running = running & ~torch.isin(token, self.ends)
                 if not bool(running.any()):
                     return
             if step + 1 < count:
-                mask = None if self.eos_token_id is None else running.unsqueeze(1)
+                mask = None if self.ends is None else running.unsqueeze(1)
                 out = self.model(token.unsqueeze(1), state=self.state, attention_mask=mask)
                 self.logits, self.state = out.logits[:, -1], out.state
+
+
+def _ends(eos_token_id: int | Sequence[int] | None, device: torch.device) -> Tensor | None:
+    """The tokens that end a row, int64 [n], n ≥ 1."""
+    if eos_token_id is None:
+        return None
+    ends = torch.tensor([eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id), device=device)
+    if not ends.numel():
+        raise ValueError("eos_token_id must hold at least one id, got none")
+    return ends
 
 
 def sample(

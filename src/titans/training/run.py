@@ -21,7 +21,7 @@ from titans.models import TitansModel, load_model
 from titans.training import checkpoints
 from titans.training.callbacks import Display, Metrics, Pictures, StopOnSignal
 from titans.training.config import ConfigError, TrainConfig, TrainingSection
-from titans.training.data import EvaluationStreams, RunData, collate, load_data, save_tokenizer
+from titans.training.data import EvaluationStreams, RunData, auto_tokenizer, collate, load_data, save_tokenizer
 from titans.training.folder import run_folder
 from titans.training.plots import plot_curve, plot_memory
 from titans.training.trainer import TitansTrainer
@@ -80,7 +80,7 @@ def _train(config: TrainConfig, resume: bool, console: Console, callbacks: Seque
     found = checkpoints.check_folder(config, resume)
     initial = None
     if found is not None:
-        _check_semantics(found.folder)
+        _check_weights(found.folder)
     elif config.training.init_from is not None:
         initial = _initial_model(config)
     data = load_data(config)
@@ -116,12 +116,12 @@ def _train(config: TrainConfig, resume: bool, console: Console, callbacks: Seque
     )
 
 
-def _check_semantics(checkpoint: Path) -> None:
-    """transformers would load weights that were trained under other semantics without a word."""
+def _check_weights(checkpoint: Path) -> None:
+    """transformers would go on without tensors that are missing, or trained under other semantics, after a warning."""
     try:
-        TitansHFConfig.from_pretrained(checkpoint)
-    except ValueError as error:
-        raise ConfigError(f"training.output_dir: {checkpoint}: {error}") from error
+        load_model(checkpoint)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"training.output_dir: {error}") from error
 
 
 def _initial_model(config: TrainConfig) -> TitansModel:
@@ -160,7 +160,9 @@ def _assemble(
         drawn[checkpoints.MEMORY_FILE] = plot_memory
     pictures = Pictures(console, metrics.path, {folder / name: draw for name, draw in drawn.items()})
     set_seed(settings.seed)
-    model = TitansForCausalLM(TitansHFConfig(config.model))
+    end = data.tokenizer.separator_id
+    ends = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    model = TitansForCausalLM(TitansHFConfig(config.model, **ends))
     model.model.set_engine(settings.engine)
     evaluation = data.validation
     if evaluation is not None and settings.carry_state:
@@ -170,6 +172,7 @@ def _assemble(
         settings,
         model=model,
         args=arguments,
+        processing_class=auto_tokenizer(data.tokenizer),
         data_collator=collate,
         train_dataset=_windows(config, data, windows_per_step, arguments.world_size),
         eval_dataset=evaluation,
@@ -219,8 +222,8 @@ def trainer_arguments(settings: TrainingSection) -> TrainingArguments:
 
 
 def _save(trainer: TitansTrainer, data: RunData, folder: Path) -> None:
-    """The trained model in our own format, and its tokenizer beside it."""
-    trainer.network.model.save_pretrained(folder)
+    """The trained model and its tokenizer."""
+    trainer.network.save_pretrained(folder)
     save_tokenizer(data.tokenizer, folder)
 
 

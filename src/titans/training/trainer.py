@@ -42,6 +42,7 @@ class TitansTrainer(Trainer):
         self._inputs: dict[str, Any] = {}  # of the last forward pass in training
         self.stamp = checkpoints.Stamp("", 1, {})  # of the run; set before it begins
         super().__init__(**kwargs)
+        self.model_accepts_loss_kwargs = False  # windows are full: a step's loss is the mean over its micro-batches
         self._accepted = inspect.signature(self.network.forward).parameters
 
     @property
