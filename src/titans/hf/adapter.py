@@ -19,7 +19,7 @@ from titans.models.folder import PREFIX, SHIM, SHIM_TEXT
 
 # What tools of transformers pass along, and what there is nothing to do with: tokens have no types here, and where a
 # row stands is in its state.
-UNUSED = {"token_type_ids", "cache_position"}
+UNUSED = {"token_type_ids", "cache_position", "tokenizer"}
 
 
 @dataclass
@@ -87,7 +87,7 @@ class TitansForCausalLM(PreTrainedModel, GenerationMixin):
             past_key_values: the cache to go on from, which is brought up to date; instead of ``state``.
             use_cache: return the cache (default) or leave it out.
             return_dict: False for a tuple.
-            others: ``token_type_ids`` and ``cache_position``, which change nothing.
+            others: what ``UNUSED`` names, which changes nothing.
 
         Raises:
             ValueError: what `TitansModel` refuses, a state and a cache together, or a cache of another kind.
@@ -141,14 +141,22 @@ class TitansForCausalLM(PreTrainedModel, GenerationMixin):
             kwargs["past_key_values"] = TitansCache(state)
         return super().generate(inputs, *args, **kwargs)
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, next_sequence_length: int | None = None, **kwargs: Any):
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ):
         if next_sequence_length is not None and next_sequence_length < 1:
             read = kwargs["past_key_values"].get_seq_length()
             raise ValueError(
                 f"input_ids must go on after the {read} tokens of past_key_values, got {input_ids.shape[1]}: give the "
                 "whole text so far, or state= and what follows it"
             )
-        return super().prepare_inputs_for_generation(input_ids, next_sequence_length, **kwargs)
+        return super().prepare_inputs_for_generation(
+            input_ids, next_sequence_length, inputs_embeds=inputs_embeds, **kwargs
+        )
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any):
         """Beams and several samples: as many rows of the caller's cache, which is left as it is."""
@@ -173,6 +181,8 @@ class TitansForCausalLM(PreTrainedModel, GenerationMixin):
         for what in ("missing_keys", "unexpected_keys"):
             if names := sorted(told[what]):
                 raise ValueError(f"{args[0] if args else 'model folder'}: {what.replace('_', ' ')} {', '.join(names)}")
+        if hasattr(model, "hf_device_map") and any(p.is_meta for p in model.parameters()):
+            raise ValueError("device_map: parts cannot be offloaded, since layers read parameters of modules in them")
         return (model, told) if output_loading_info else model
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
@@ -196,7 +206,7 @@ class TitansForCausalLM(PreTrainedModel, GenerationMixin):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.embedding = value
         size = {"vocab_size": value.weight.shape[0]}
-        self.model.config = self.model.config.model_copy(update=size)
+        self.model.config = self.model.config.model_copy(update=size).frozen()
 
     def get_output_embeddings(self) -> nn.Module:
         return self.model.head

@@ -32,10 +32,10 @@ class TitansHFConfig(PretrainedConfig):
     }
 
     def __init__(self, titans: TitansConfig | dict[str, Any] | None = None, **kwargs):
-        renamed = {**self.attribute_map, "num_attention_heads": "n_heads"}
-        kwargs = {renamed.get(name, name): value for name, value in kwargs.items()}
+        kwargs = {self.attribute_map.get(name, name): value for name, value in kwargs.items()}
+        kwargs.setdefault("n_heads", kwargs.pop("num_attention_heads", None))
         given = {name: kwargs.pop(name) for name in TitansConfig.model_fields if name in kwargs}
-        core = titans if isinstance(titans, TitansConfig) else TitansConfig.model_validate({**(titans or {}), **given})
+        core = titans if isinstance(titans, TitansConfig) else TitansConfig(**{**given, **(titans or {})})
         for name, value in core.to_dict().items():
             setattr(self, name, value)
         kwargs.pop("max_position_embeddings", None)
@@ -49,6 +49,10 @@ class TitansHFConfig(PretrainedConfig):
     def max_position_embeddings(self) -> int:
         """So long that no tool cuts a text; ``max_seq_len`` is the length of training windows."""
         return NO_LIMIT
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, and those that tools look for (PEFT)."""
+        return {**super().to_dict(), "num_attention_heads": self.num_attention_heads}
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):

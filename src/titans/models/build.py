@@ -10,13 +10,14 @@ from titans.models.config import TitansConfig
 from titans.models.folder import read_folder, write_folder
 from titans.models.language_model import TitansModel
 from titans.models.variants import CLASSES
+from titans.ops.memory import Engine
 
 
-def build_model(config: TitansConfig) -> TitansModel:
-    """The model that ``config`` describes, as an instance of its variant's class."""
+def build_model(config: TitansConfig, engine: Engine | None = None) -> TitansModel:
+    """The model that ``config`` describes, as an instance of its variant's class; ``engine``: see `TitansModel`."""
     kind = CLASSES.get(config.variant, TitansModel)
     model = kind.__new__(kind)
-    TitansModel.__init__(model, config.model_copy(deep=True))
+    TitansModel.__init__(model, config, engine)
     return model
 
 

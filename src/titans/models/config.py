@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from titans.layers.neural_memory import default_heads, default_theta_max
 from titans.miras import MirasConfig
@@ -15,6 +16,7 @@ from titans.miras.config import resolve_miras
 from titans.models.registry import MIXERS
 
 MODEL_TYPE = "titans"  # what a model folder's config.json calls itself
+FREE = ("gradient_checkpointing", "max_seq_len", "lr")  # what changes nothing that a built model computes
 # Widths and heads follow MIRAS App. C; the layers are fitted so that each variant has the named size (within 5 %) at
 # 32,000 tokens of vocabulary with tied embeddings.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -91,6 +93,8 @@ class TitansConfig(CheckedModel):
         max_seq_len: training length of the data; never a limit of the model.
         lr: peak learning rate that training takes unless told otherwise.
     """
+
+    _frozen: bool = PrivateAttr(False)
 
     variant: str = "MAC"
     vocab_size: int = Field(default=32_000, ge=1, le=MOST)
@@ -221,6 +225,23 @@ class TitansConfig(CheckedModel):
         width = self.d_model // self.memory_heads
         theta_max = self.theta_max or default_theta_max(self.rule, width, self.chunk_size)
         return self.model_copy(update={"miras": self.rule, "theta_max": theta_max})
+
+    def frozen(self) -> TitansConfig:
+        """A copy whose fields cannot be assigned to, but those that a model reads anew at every call, or never."""
+        copy = self.model_copy(deep=True)
+        copy._frozen = True
+        return copy
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> TitansConfig:
+        """A copy, with some fields changed without a check, that can be assigned to."""
+        copy = super().model_copy(update=update, deep=deep)
+        copy._frozen = False
+        return copy
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in type(self).model_fields and self._frozen and name not in FREE:
+            raise ValueError(f"{name}: the model is built, its configuration cannot change, got {value!r}")
+        super().__setattr__(name, value)
 
     def __eq__(self, other: object) -> bool:
         """Do both describe the same model? What a field left to its default means counts, not that it was left."""

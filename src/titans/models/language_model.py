@@ -21,7 +21,7 @@ from titans.layers.module import Linear, Module
 from titans.layers.neural_memory import NeuralMemory
 from titans.miras.choice import BY_NAME
 from titans.models.blocks import Block
-from titans.models.config import TitansConfig
+from titans.models.config import FREE, TitansConfig
 from titans.models.generation import GenerationMixin
 from titans.models.state import ModelState, Origin, hash_weights
 from titans.ops.memory import Engine, check_engine, check_finite
@@ -69,16 +69,22 @@ class TitansModel(GenerationMixin, Module):
 
     Calls keep nothing on the module: state goes in and comes out, and one call on T tokens equals the same tokens in
     any split.
+
+    Args:
+        config: what to build; the model keeps a copy that does not change.
+        engine: how the memories compute, see `set_engine`; None for their default.
     """
 
-    def __init__(self, config: TitansConfig):
+    def __init__(self, config: TitansConfig, engine: Engine | None = None):
         super().__init__()
-        self.config = config
+        self.config = config.frozen()
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = nn.RMSNorm(config.d_model)
         self.head = Linear(config.d_model, config.vocab_size)
         self.initialise()
+        if engine is not None:
+            self.set_engine(engine)
 
     def initialise(self) -> None:
         """The embedding starts at the scale of the tied output projection: logits of unit variance."""
@@ -182,8 +188,7 @@ class TitansModel(GenerationMixin, Module):
     @property
     def fingerprint(self) -> str:
         """A hash of everything in the configuration that a state depends on."""
-        unlike = {"max_seq_len", "lr", "gradient_checkpointing"}
-        told = self.config.explicit().model_dump(mode="json", exclude=unlike, context=BY_NAME)
+        told = self.config.explicit().model_dump(mode="json", exclude=set(FREE), context=BY_NAME)
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     def save_pretrained(self, path: str | Path) -> None:

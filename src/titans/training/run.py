@@ -18,6 +18,7 @@ from titans.data import StreamDataset, WindowDataset
 from titans.files import write_whole
 from titans.hf import TitansForCausalLM, TitansHFConfig
 from titans.models import TitansModel, load_model
+from titans.models.config import FREE
 from titans.training import checkpoints
 from titans.training.callbacks import Display, Metrics, Pictures, StopOnSignal
 from titans.training.config import ConfigError, TrainConfig, TrainingSection
@@ -137,7 +138,7 @@ def _initial_model(config: TrainConfig) -> TitansModel:
         raise ConfigError(f"training.init_from: {error}") from error
     theirs = model.config.to_dict()
     for field, value in config.model.to_dict().items():
-        if theirs[field] != value and field not in ("max_seq_len", "lr", "gradient_checkpointing"):
+        if theirs[field] != value and field not in FREE:
             raise ConfigError(
                 f"training.init_from: the model in {folder} has {field} = {theirs[field]!r}, model.{field} is {value!r}"
             )
