@@ -20,6 +20,7 @@ from titans.data import ByteTokenizer, HuggingFaceTokenizer, load_tokenizer
 from titans.hf import TitansForCausalLM
 from titans.models import TitansConfig, build_model, load_model
 from titans.models.semantics import SEMANTICS
+from titans.training import checkpoints
 from titans.training.config import ConfigError
 from titans.training.data import load_saved_tokenizer, save_tokenizer
 from titans.training.run import train
@@ -152,6 +153,8 @@ def test_a_checkpoint_that_lacks_a_tensor_is_not_resumed(make_config):
     tensors = load_file(file)
     gone = next(iter(tensors))
     save_file({name: t for name, t in tensors.items() if name != gone}, file, {"format": "pt"})
+    stamp = checkpoints.read_manifest(file.parent, 3)["stamp"]
+    checkpoints.finish(file.parent, 3, checkpoints.Stamp(**stamp), keep=2)
     with pytest.raises(ConfigError, match=f"does not fit its config.json.*{gone.removeprefix('model.')}"):
         train(config, resume=True, console=quiet())
 

@@ -16,9 +16,7 @@ def generate(
     memory: Annotated[Path | None, typer.Option(help="Saved state to start from (ModelState.save).")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=2**63 - 1, help="Longest continuation in tokens.")] = 200,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.8,
-    top_k: Annotated[
-        int | None, typer.Option(min=1, max=2**31 - 1, help="Sample among the k likeliest.")
-    ] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, max=2**31 - 1, help="Sample among the k likeliest.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Sample among this share of mass, in (0, 1].")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the sampling.")] = 0,
     echo: Annotated[bool, typer.Option(help="Print the prompt before its continuation.")] = False,

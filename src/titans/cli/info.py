@@ -29,9 +29,7 @@ def info(
     for line in _table(rows):  # whatever the width of the terminal: a number cut short would be another number
         typer.echo(line)
     typer.echo()
-    typer.echo(
-        f"FLOPs: one forward pass over {cost.tokens:,} tokens, matrix products only; backward twice that."
-    )
+    typer.echo(f"FLOPs: one forward pass over {cost.tokens:,} tokens, matrix products only; backward twice that.")
     typer.echo(f"State of one stream after {cost.tokens:,} tokens: {cost.state_bytes:,} bytes.")
     return 0
 

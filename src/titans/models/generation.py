@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, overload
 
@@ -11,6 +12,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from titans.models.language_model import TitansModel
     from titans.models.state import ModelState
+
+
+LOWEST = 1e-30  # temperatures and shares below are as good as 0, and float32 takes them for it
 
 
 class GenerationMixin:
@@ -99,16 +103,22 @@ class _Steps:
         attention_mask: Tensor | None,
         generator: torch.Generator | None,
     ):
-        if temperature < 0:
-            raise ValueError(f"temperature must be at least 0, got {temperature}")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {top_k}")
-        if top_p is not None and not 0 < top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
+        if not isinstance(temperature, int | float) or not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature must be a finite number of at least 0, got {temperature!r}")
+        if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+            raise ValueError(f"top_k must be an integer of at least 1, got {top_k!r}")
+        if top_p is not None and (not isinstance(top_p, int | float) or not 0 < top_p <= 1):
+            raise ValueError(f"top_p must lie in (0, 1], got {top_p!r}")
+        if not isinstance(prompt, Tensor) or prompt.dim() != 2:
+            raise ValueError(f"prompt must be a tensor [B, T], got {getattr(prompt, 'shape', type(prompt).__name__)}")
+        if attention_mask is not None and attention_mask.shape != prompt.shape:
+            raise ValueError(
+                f"attention_mask must have the prompt's shape {list(prompt.shape)}, got {list(attention_mask.shape)}"
+            )
         if attention_mask is not None and not bool(attention_mask.bool().any(1).all()):
             raise ValueError("attention_mask leaves a row of the prompt without tokens")
         self.model, self.temperature, self.top_k, self.top_p = model, temperature, top_k, top_p
-        self.ends, self.generator = _ends(eos_token_id, prompt.device), generator
+        self.ends, self.generator = _ends(eos_token_id, model.config.vocab_size, prompt.device), generator
         # The last real token of each row, wherever its padding is.
         last = None
         if attention_mask is not None:
@@ -119,8 +129,8 @@ class _Steps:
         self.state: ModelState = out.state
 
     def take(self, count: int) -> Iterator[Tensor]:
-        if count < 0:
-            raise ValueError(f"max_new_tokens must be at least 0, got {count}")
+        if not isinstance(count, int) or count < 0:
+            raise ValueError(f"max_new_tokens must be an integer of at least 0, got {count!r}")
         running = torch.ones(self.logits.shape[0], dtype=torch.bool, device=self.logits.device)
         for step in range(count):
             token = sample(self.logits, self.temperature, self.top_k, self.top_p, self.generator)
@@ -137,21 +147,28 @@ class _Steps:
                 self.logits, self.state = out.logits[:, -1], out.state
 
 
-def _ends(eos_token_id: int | Sequence[int] | None, device: torch.device) -> Tensor | None:
+def _ends(eos_token_id: int | Sequence[int] | None, vocab_size: int, device: torch.device) -> Tensor | None:
     """The tokens that end a row, int64 [n], n ≥ 1."""
     if eos_token_id is None:
         return None
-    ends = torch.tensor([eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id), device=device)
-    if not ends.numel():
+    if isinstance(eos_token_id, Tensor):
+        eos_token_id = eos_token_id.flatten().tolist()
+    ends = list(eos_token_id) if isinstance(eos_token_id, Sequence) else [eos_token_id]
+    if not ends:
         raise ValueError("eos_token_id must hold at least one id, got none")
-    return ends
+    for end in ends:
+        if not isinstance(end, int) or not 0 <= end < vocab_size:
+            raise ValueError(f"eos_token_id must lie in 0..{vocab_size - 1}, got {end!r}")
+    return torch.tensor(ends, device=device)
 
 
 def sample(
     logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
 ) -> Tensor:
     """Draw one token per row from logits [B, V]."""
-    if temperature == 0:
+    if logits.device.type == "cpu" and not bool(torch.isfinite(logits).all()):
+        raise FloatingPointError("the model's logits are not finite: its weights or its state are damaged or diverged")
+    if temperature < LOWEST:
         return logits.argmax(-1)
     logits = (logits.float() - logits.amax(-1, keepdim=True)) / temperature
     if top_k is not None and top_k < logits.shape[-1]:
@@ -161,6 +178,6 @@ def sample(
         ordered, order = logits.sort(-1, descending=True)
         chances = ordered.softmax(-1)
         # A token stays while the ones before it hold less than top_p, so the most likely one always does.
-        drop = chances.cumsum(-1) - chances >= top_p
+        drop = chances.cumsum(-1) - chances >= max(top_p, LOWEST)
         logits = logits.masked_fill(drop.gather(-1, order.argsort(-1)), float("-inf"))
     return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)

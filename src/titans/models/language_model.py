@@ -152,7 +152,7 @@ class TitansModel(GenerationMixin, Module):
         if labels is None:
             return ModelOutput(self.head(hidden[:, -logits_to_keep:]), after, None, told)
         logits = self.head(hidden)
-        loss = _loss(logits, _targets(labels, mask, document_ids), num_items_in_batch)
+        loss = _loss(logits, _targets(labels.long(), mask, document_ids), num_items_in_batch)
         return ModelOutput(logits[:, -logits_to_keep:], after, loss, told)
 
     def _encode(
@@ -214,8 +214,14 @@ class TitansModel(GenerationMixin, Module):
     def _flags(self, name: str, flags: Tensor | None, like: Tensor) -> Tensor | None:
         if flags is None:
             return None
+        if not isinstance(flags, Tensor):
+            raise ValueError(f"{name} must be a tensor, got {type(flags).__name__}")
         if flags.shape != like.shape[:2]:
             raise ValueError(f"{name} must have input_ids' shape {list(like.shape[:2])}, got {list(flags.shape)}")
+        if flags.dtype != torch.bool and flags.device.type == "cpu" and not torch.compiler.is_compiling():
+            wrong = flags[(flags != 0) & (flags != 1)]  # an additive mask has 0 where this one has 1
+            if wrong.numel():
+                raise ValueError(f"{name} must hold 1 for tokens and 0 for none, got {wrong[0].item()}")
         return flags.bool()
 
     def _documents(self, documents: Tensor | None, like: Tensor) -> Tensor | None:
@@ -233,12 +239,15 @@ class TitansModel(GenerationMixin, Module):
         if (ids is None) == (embeds is None):
             raise ValueError(f"give input_ids or inputs_embeds, got {'neither' if ids is None else 'both'}")
         if embeds is not None:
+            if not isinstance(embeds, Tensor):
+                raise ValueError(f"inputs_embeds must be a tensor, got {type(embeds).__name__}")
             if embeds.dim() != 3 or 0 in embeds.shape or embeds.shape[2] != self.config.d_model:
                 raise ValueError(
                     f"inputs_embeds must be a non-empty [B, T, {self.config.d_model}], got {list(embeds.shape)}"
                 )
             return embeds
-        assert ids is not None
+        if not isinstance(ids, Tensor):
+            raise ValueError(f"input_ids must be a tensor, got {type(ids).__name__}")
         if ids.dim() != 2 or 0 in ids.shape:
             raise ValueError(f"input_ids must be a non-empty [B, T], got {list(ids.shape)}")
         if ids.dtype not in (torch.int64, torch.int32):
@@ -252,9 +261,11 @@ class TitansModel(GenerationMixin, Module):
         return self.embedding(ids)
 
     def _check(self, x: Tensor, labels: Tensor | None, state: ModelState | None, keep: int) -> None:
+        if labels is not None and not isinstance(labels, Tensor):
+            raise ValueError(f"labels must be a tensor, got {type(labels).__name__}")
         if labels is not None and labels.shape != x.shape[:2]:
             raise ValueError(f"labels must have input_ids' shape {list(x.shape[:2])}, got {list(labels.shape)}")
-        if labels is not None and labels.dtype != torch.int64:
+        if labels is not None and labels.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"labels must be int64, got {labels.dtype}")
         if labels is not None and not torch.compiler.is_compiling() and labels.device.type == "cpu":
             wrong = labels[(labels != -100) & ((labels < 0) | (labels >= self.config.vocab_size))]
