@@ -221,13 +221,19 @@ def _load_backend(path: Path) -> tuple[Backend, list[str]]:
 def _convert_folder(path: Path) -> tuple[Backend, list[str]]:
     try:
         from transformers import AutoTokenizer
+        from transformers.utils import logging
     except ImportError:
         raise _missing_library(path, "transformers") from None
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # what is wrong we say ourselves, in one line
     try:
+        # No code that lies in the folder is run, and nobody is asked whether it may.
         tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the library raises whatever its files make it stumble over
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"tokenizer: {path} holds no tokenizer that transformers can read: {reason}") from error
+    finally:
+        logging.set_verbosity(before)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ValueError(f"tokenizer: {path} has no fast form; save it with a tokenizer.json first")
