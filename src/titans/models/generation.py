@@ -166,7 +166,7 @@ def sample(
     logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
 ) -> Tensor:
     """Draw one token per row from logits [B, V]."""
-    if logits.device.type == "cpu" and not bool(torch.isfinite(logits).all()):
+    if logits.device.type == "cpu" and not bool(torch.isfinite(logits.amax(-1)).all()):
         raise FloatingPointError("the model's logits are not finite: its weights or its state are damaged or diverged")
     if temperature < LOWEST:
         return logits.argmax(-1)

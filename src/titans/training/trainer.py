@@ -137,6 +137,8 @@ class TitansTrainer(Trainer):
         arguments = {name: value for name, value in inputs.items() if name in self._accepted}
         if carried is not None:
             arguments["state"] = carried.before(inputs["fresh"].tolist())
+            if "use_cache" in self._accepted:  # transformers switches it off in training, and the state with it
+                arguments["use_cache"] = True
         return arguments
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
