@@ -102,6 +102,13 @@ def memory_scan(
     Source: Titans (2501.00663) Eqs. 8-16; MIRAS (2504.13173) §3-5.
     """
     check_engine(engine)
+    if miras is not None and not isinstance(miras, MirasConfig):
+        raise ValueError(f"miras must be a MirasConfig, got {miras!r}")
+    for name, tensors in (("weights", weights), ("norm", norm)):
+        if not isinstance(tensors, tuple | list) and not (name == "norm" and norm is None):
+            raise ValueError(f"{name} must be a tuple of tensors, got {type(tensors).__name__}")
+    if not isinstance(chunk_size, int):
+        raise ValueError(f"chunk_size must be an integer, got {chunk_size!r}")
     rule = Rule(miras or MirasConfig.steady(), weights, chunk_size, norm, steps)
     tokens = Tokens(q, k, v, Gates(theta, eta, alpha, None), delta)
     _check(rule, tokens)
