@@ -2,31 +2,88 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` make a file or folder beside ``path``, then move it there; an old one is replaced.
 
+    A link is followed: what it points to is replaced. A file is never put in the place of a folder nor the other way
+    round, and entries of an old folder that the new one lacks, which are somebody else's, move into the new one.
+    Permissions are those of any new file, as the umask says.
+
     Args:
         path: what shall be there afterwards; missing parent folders are made.
-        write: called with the path to write to, which does not exist yet and keeps ``path``'s suffix.
+        write: called with the path to write to, which does not exist yet and keeps ``path``'s name.
 
     Raises:
         OSError: the place cannot be written; what was there before is still there.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name[:64]}.", dir=path.parent))
     try:
         new = aside / path.name
         write(new)
-        if path.is_dir() and not path.is_symlink():
-            os.replace(path, aside / "old")
-        os.replace(new, path)
+        open_to_umask(aside)
+        if path.exists() and path.is_dir() != new.is_dir():
+            kind = IsADirectoryError if path.is_dir() else NotADirectoryError
+            raise kind(None, f"is a {'folder' if path.is_dir() else 'file'}, and not ours to replace", str(path))
+        if path.is_dir():
+            _swap_folder(path, new, aside / "old")
+        else:
+            os.replace(new, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _swap_folder(path: Path, new: Path, old: Path) -> None:
+    os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except BaseException:
+        os.replace(old, path)
+        raise
+    for entry in old.iterdir():
+        if not os.path.lexists(path / entry.name):
+            os.replace(entry, path / entry.name)
+
+
+def open_to_umask(folder: Path) -> None:
+    """Give every file below ``folder`` the permissions of a new one; some libraries write files for the owner alone."""
+    probe = folder / ".mode"
+    probe.touch()  # reading the umask itself would change it for other threads
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for place, _, names in os.walk(folder):
+        for name in names:
+            if not (file := Path(place, name)).is_symlink():
+                file.chmod(mode)
+
+
+def hash_file(path: str | Path) -> str:
+    """SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_tensors(tensors: Mapping[str, Tensor], words: Mapping[str, str]) -> str:
+    """SHA-256 of tensors, their names, types and shapes, and of the ``words`` that go with them."""
+    digest = hashlib.sha256(json.dumps(dict(words), sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        values = tensor.detach().cpu().contiguous().flatten()
+        digest.update(values.view(torch.uint8).numpy().data if values.numel() else b"")
+    return digest.hexdigest()

@@ -72,8 +72,8 @@ class State:
 
     def fork(self: T, copies: int) -> T:
         """Every row ``copies`` ≥ 1 times, the copies of a row side by side: several ways to go on from one place."""
-        if copies < 1:
-            raise ValueError(f"copies must be at least 1, got {copies}")
+        if not isinstance(copies, int) or copies < 1:
+            raise ValueError(f"copies must be an integer of at least 1, got {copies!r}")
         return self.select([row for row in range(self.rows) for _ in range(copies)])
 
     def reset(self: T, rows: Sequence[int] | Tensor) -> T:
@@ -187,6 +187,23 @@ def counts(values: Sequence[int]) -> Tensor:
     return torch.tensor(values, dtype=torch.int64)
 
 
+def check_rows(state: State) -> None:
+    """Raise a ValueError that names the first tensor which is no part of a sound state: its number of rows is not that
+    of the others, it is a count below 0, or it is neither a count nor floating point."""
+
+    def check(leaf: Leaf, x: Tensor) -> Tensor:
+        if x.dim() < 1 or x.shape[0] != rows:
+            raise ValueError(f"{leaf.path} must have the state's {rows} rows, got {list(x.shape)}")
+        if _is_count(x) and (x.dim() != 1 or bool((x < 0).any())):
+            raise ValueError(f"{leaf.path} must be counts of at least 0, one per row, got {x.tolist()}")
+        if not _is_count(x) and not x.is_floating_point():
+            raise ValueError(f"{leaf.path} must be floating point, got {x.dtype}")
+        return x
+
+    rows = state.rows
+    walk(check, state)
+
+
 def encode(tree: Any, tensors: dict[str, Tensor], path: str = "state") -> Any:
     """A tree as plain values for JSON, its tensors moved into ``tensors`` under their paths."""
     if isinstance(tree, Tensor):
@@ -234,6 +251,8 @@ def _widen(x: Tensor, dim: int, width: int) -> Tensor:
 
 
 def _row_numbers(rows: Sequence[int] | Tensor, batch: int) -> list[int]:
+    if not isinstance(rows, Tensor | Sequence) or isinstance(rows, str):
+        raise ValueError(f"rows must be a list of row numbers, got {rows!r}")
     index = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows)).flatten()
     if index.numel() and (index.is_floating_point() or index.dtype == torch.bool):
         raise ValueError(f"rows must be row numbers, got {index.dtype}")

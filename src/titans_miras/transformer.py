@@ -69,13 +69,13 @@ class MACTransformer(nn.Module):
     def forward(
         self,
         x: Tensor,
+        *,
         return_loss: bool = False,
         return_loss_breakdown: bool = False,
         disable_flex_attn: bool = False,
         cache: ModelState | None = None,
         return_cache: bool = False,
         factorized_pos_emb: None = None,
-        *,
         state: ModelState | None = None,
         return_state: bool = False,
     ) -> Any:

@@ -38,3 +38,8 @@ def test_other_tokenizers_decode_in_context():
     stream = TextStream(Words(), is_bytes=False)
     assert [stream.push(i) for i in (0, 1, 2, 3, 4)] == ["a", " b", " c", "", " é"]
     assert stream.finish() == ""
+
+
+def test_ids_that_are_no_bytes_are_shown_as_such():
+    text = TextStream(ByteTokenizer(), True)
+    assert text.push(ord("a")) + text.push(300) + text.push(ord("b")) + text.finish() == "a\ufffdb"

@@ -1,6 +1,7 @@
 """The default corpus, local files and their splits."""
 
 import json
+import os
 
 import pytest
 
@@ -155,3 +156,37 @@ def test_bad_parquet(tmp_path):
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(ValueError, match="source: .* is not a readable .parquet file"):
         load_documents(path, "train")
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_not_a_smaller_corpus(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "text.txt").write_text(name * 100)
+    scandir = os.scandir
+
+    def closed(path):
+        if str(path).endswith("b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(PermissionError, match="denied"):
+        load_documents(tmp_path)
+
+
+def test_folders_of_runs_are_left_out(tmp_path):
+    (tmp_path / "text.txt").write_text("words " * 50)
+    run = tmp_path / "runs" / "a" / "deeper"
+    run.mkdir(parents=True)
+    (run.parent / "config.yaml").write_text("# titans run 0123 4567\ndata: {}\n")
+    (run.parent / "metrics.jsonl").write_text('{"step": 1}\n')
+    (run / "text.txt").write_text("output")
+    assert "output" not in "".join(load_documents(tmp_path) + load_documents(tmp_path, "validation"))
+
+
+def test_home_and_nothing(tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_text("words " * 50)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_documents("~/text.txt") == load_documents(tmp_path / "text.txt")
+    with pytest.raises(ValueError, match="source: is empty"):
+        load_documents("")

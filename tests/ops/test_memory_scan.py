@@ -514,7 +514,7 @@ def test_check_finite_tells_divergence_from_weights_whose_sum_overflows():
 
 @pytest.mark.parametrize("engine", fast_engines())
 def test_a_backward_pass_inside_autocast_is_as_exact_as_outside(engine):
-    """Of what is derived by hand; torch's own derivatives take half precision there (it advises against such a call)."""
+    """Of what is derived by hand; torch's own derivatives take half precision there, and it advises against that."""
     tensors, miras = make(retention="anchored", tokens=12)
 
     def single(x):

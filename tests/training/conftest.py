@@ -33,6 +33,12 @@ def tiny_config(corpus: Path, folder: Path, *overrides: str) -> TrainConfig:
     return TrainConfig.parse(raw, overrides)
 
 
+@pytest.fixture(scope="session")
+def tiny(corpus):
+    """Function that makes the configuration of a tiny run into any folder."""
+    return lambda folder, *overrides: tiny_config(corpus, folder, *overrides)
+
+
 @pytest.fixture
 def make_config(corpus, tmp_path):
     """Function that makes the configuration of a tiny run into ``tmp_path / name``."""

@@ -1,5 +1,6 @@
 """Training on carried state: the streams go on exactly, from window to window and from run to run."""
 
+import io
 import shutil
 import signal
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 
 from runs import AtStep, losses, metrics, poison_activation, quiet
 from titans.data import StreamDataset, TokenDocuments, load_documents, load_tokenizer
@@ -75,21 +77,28 @@ def test_full_attention_cannot_carry(make_config):
         make_config("run", "model.variant=transformer", "training.carry_state=true")
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut off", "of two processes"])
-def test_a_checkpoint_without_its_states_is_refused(make_config, damage):
-    config = make_config("run", *CARRIED)
+@pytest.mark.parametrize("damage", ["missing", "cut off", "of two processes", "swapped"])
+def test_a_checkpoint_without_its_states_is_passed_over_by_name(make_config, damage):
+    unbroken, config = make_config("unbroken", *CARRIED), make_config("run", *CARRIED)
+    train(unbroken, console=quiet())
     train(config, console=quiet(), callbacks=[AtStep(5, lambda model: signal.raise_signal(signal.SIGTERM))])
     folder = Path(config.training.output_dir) / "checkpoint-5"
-    file = folder / "carried-0-1.safetensors"
+    first, file = folder / "carried-0-0.safetensors", folder / "carried-0-1.safetensors"
     if damage == "missing":
         file.unlink()
     elif damage == "cut off":
         file.write_bytes(file.read_bytes()[:100])
+    elif damage == "swapped":
+        first.rename(folder / "x")
+        file.rename(first)
+        (folder / "x").rename(file)
     else:
-        shutil.copy(folder / "carried-0-0.safetensors", folder / "carried-1-0.safetensors")
-    message = {"missing": "does not exist", "cut off": "is not a readable", "of two processes": "of 2 processes"}
-    with pytest.raises(ConfigError, match=rf"training.carry_state: .*{message[damage]}"):
-        train(config, resume=True, console=quiet())
+        file = shutil.copy(first, folder / "carried-1-0.safetensors")
+    output = io.StringIO()
+    train(config, resume=True, console=Console(file=output))
+    assert str(first if damage == "swapped" else file) in output.getvalue()
+    assert "going on from checkpoint-3" in output.getvalue()
+    assert losses(config.training.output_dir) == losses(unbroken.training.output_dir)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

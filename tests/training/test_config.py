@@ -72,3 +72,20 @@ def test_a_config_object_is_a_section_too():
     config = TrainConfig(model=model, data={"length": 32}, training={})
     assert config.model == model.model_copy(update={"max_seq_len": 32})
     assert config.training.lr == 2e-3
+
+
+@pytest.mark.parametrize(
+    "field", ["data.source", "data.tokenizer", "data.data_dir", "training.output_dir", "training.init_from"]
+)
+def test_home_is_expanded_as_in_a_shell(field, monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    section, name = field.split(".")
+    config = TrainConfig.parse(SMALL, [f"{field}=~/x"])
+    assert getattr(getattr(config, section), name) == "/somewhere/x"
+
+
+def test_a_key_given_twice_is_named(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("training:\n  steps: 1\n  lr: 1\n  steps: 2\n")
+    with pytest.raises(ConfigError, match="'steps' is given twice, again in line 4"):
+        TrainConfig.load(path)

@@ -14,6 +14,7 @@ from rich.console import Console
 from runs import AtStep, losses, metrics, poison_activation, poison_gradient, poison_weight, quiet
 from titans.data import TokenDocuments, WindowDataset, evaluation_windows, load_documents, load_tokenizer
 from titans.models import load_model
+from titans.training import checkpoints
 from titans.training.config import ConfigError
 from titans.training.finite import NonFiniteError
 from titans.training.run import train
@@ -82,6 +83,8 @@ def test_a_run_of_other_semantics_is_not_resumed(make_config):
     folder = Path(config.training.output_dir)
     file, before = folder / "checkpoint-5" / "config.json", losses(folder)
     file.write_text(json.dumps(json.loads(file.read_text()) | {"semantics": "2"}))
+    stamp = checkpoints.read_manifest(file.parent, 5)["stamp"]
+    checkpoints.finish(file.parent, 5, checkpoints.Stamp(**stamp), keep=2)
     with pytest.raises(ConfigError, match="made for semantics 2"):
         train(config, resume=True, console=quiet())
     assert losses(folder) == before

@@ -2,14 +2,21 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import cast
 
 from titans.cli.errors import BadInput, CommandFailed, missing_extra, one_line
 
+OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "alloc_cpu", "Storage size calculation")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
+
+    Whatever goes wrong ends in one line on standard error. With ``TITANS_TRACEBACK`` set in the environment, what
+    nobody foresaw shows its traceback too.
 
     Args:
         arguments: the words after ``titans``; those of the process by default.
@@ -17,6 +24,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 when the work failed, 2 for bad input, 128 + n when signal n stopped it.
     """
+    _take_any_character()
+    try:
+        return _run(sys.argv[1:] if arguments is None else list(arguments))
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output has seen enough
+        _close(sys.stdout)
+        return 0
+    except OSError as error:
+        name = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        return _complain(f"{name}{error.strerror or error}", 1)
+    except MemoryError:
+        return _complain("not enough memory", 1)
+    except Exception as error:
+        return _unforeseen(error)
+
+
+def _run(words: list[str]) -> int:
     try:
         import typer
 
@@ -25,21 +50,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(missing_extra(error), 2)
     # The UsageError of the click that typer brings or uses, BadParameter's base.
     usage_error = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
-    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
         code = typer.main.get_command(app).main(args=words, prog_name="titans", standalone_mode=False)
+        _flush()
     except usage_error as error:
         return _complain(f"{error.format_message()}{_given(error, words)} (see titans --help)", 2)
     except BadInput as error:
         return _complain(str(error), 2)
     except (CommandFailed, FloatingPointError) as error:  # the latter: a memory diverged
         return _complain(str(error), 1)
-    except (KeyboardInterrupt, typer.Abort):
+    except typer.Abort:
         return _complain("interrupted", 130)
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     return code if isinstance(code, int) else 0
+
+
+def _unforeseen(error: Exception) -> int:
+    if os.environ.get("TITANS_TRACEBACK"):
+        traceback.print_exception(error)
+    told = str(error)
+    if isinstance(error, RuntimeError) and any(words in told for words in OUT_OF_MEMORY):
+        return _complain(f"not enough memory: {told}", 1)
+    return _complain(f"{type(error).__name__}: {told} (TITANS_TRACEBACK=1 shows where)", 1)
+
+
+def _take_any_character() -> None:
+    """Characters that the terminal's or pipe's encoding lacks become ``?`` instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
+
+
+def _flush() -> None:
+    """Say now what could not be written, not at the end of the process, where nobody would catch it."""
+    if sys.stdout is not None and not sys.stdout.closed:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _close(sys.stdout)
+            raise
+
+
+def _close(stream: object) -> None:
+    """Let what is still to be written to a broken stream go nowhere."""
+    with suppress(OSError, ValueError, AttributeError):  # no stream of the system's
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # type: ignore[attr-defined]
 
 
 def _given(error: Exception, words: list[str]) -> str:
@@ -53,5 +108,10 @@ def _given(error: Exception, words: list[str]) -> str:
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"titans: {one_line(message)}", file=sys.stderr)
+    try:
+        print(f"titans: {one_line(message)}", file=sys.stderr, flush=True)
+    except (OSError, ValueError):  # a closed terminal, a full disk: the exit code still tells
+        _close(sys.stderr)
+    with suppress(OSError):
+        _flush()
     return code

@@ -1,5 +1,6 @@
 """The two ways in which a command ends badly, and how library errors become the first of them."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,9 +13,13 @@ class CommandFailed(Exception):
     """The input was fine, the work failed. Exit code 1."""
 
 
+LONGEST = 1000  # characters of a complaint
+
+
 def one_line(text: str) -> str:
-    """The text with every run of white space, line breaks included, as one space."""
-    return " ".join(text.split())
+    """The text with every run of white space, line breaks included, as one space, and no longer than anyone reads."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
 
 
 def missing_extra(error: ModuleNotFoundError) -> str:
@@ -24,6 +29,8 @@ def missing_extra(error: ModuleNotFoundError) -> str:
         ModuleNotFoundError: the missing module is our own, which no installation would cure.
     """
     name = (error.name or "").partition(".")[0]
+    if not name:
+        return str(error)
     if name == "titans":
         raise error
     return f"this command needs {name}: pip install 'titans-miras[train]'"
@@ -49,11 +56,13 @@ def checking_input(what: str = "") -> Iterator[None]:
     except ModuleNotFoundError as error:
         raise BadInput(missing_extra(error)) from error
     except OSError as error:
-        name = error.filename if error.filename is not None else what
-        raise BadInput(_join(str(name), error.strerror or str(error))) from error
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else what
+        raise BadInput(_join(name, error.strerror or str(error))) from error
     except ValidationError as error:
         raise BadInput(_join(what, describe(error))) from error
-    except (ValueError, ImportError, SafetensorError) as error:
+    except RecursionError as error:
+        raise BadInput(_join(what, "nested too deeply")) from error
+    except (ValueError, TypeError, ImportError, SafetensorError) as error:
         raise BadInput(_join(what, str(error))) from error
 
 

@@ -7,23 +7,25 @@ from typing import Annotated
 
 import typer
 
-from titans.cli.errors import checking_input
+from titans.cli.errors import CommandFailed, checking_input
 
 
 def generate(
     model: Annotated[Path, typer.Option(help="Folder of a saved model.")],
     prompt: Annotated[str, typer.Option(help="Text to go on from; empty for the start of a document.")],
     memory: Annotated[Path | None, typer.Option(help="Saved state to start from (ModelState.save).")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest continuation in tokens.")] = 200,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=2**63 - 1, help="Longest continuation in tokens.")] = 200,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Sample among the k likeliest tokens.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, max=2**31 - 1, help="Sample among the k likeliest.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Sample among this share of mass, in (0, 1].")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the sampling.")] = 0,
     echo: Annotated[bool, typer.Option(help="Print the prompt before its continuation.")] = False,
 ) -> int:
     """Stream the continuation of a prompt to standard output; it ends at the end of a document."""
     sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    with checking_input(f"--model {model}"):
+    if sys.stdout is None or sys.stdout.closed:
+        raise CommandFailed("standard output is closed: there is nowhere to write to")
+    with checking_input():
         pieces = _stream(model, prompt, memory, seed, sampling)
         first = next(pieces)  # reads the prompt, so whatever is wrong with the input shows before anything is printed
     _write((prompt if echo else "") + first)
@@ -42,15 +44,17 @@ def _stream(model: Path, prompt: str, memory: Path | None, seed: int, sampling: 
     from titans.models import ModelState, load_model
     from titans.training.data import load_saved_tokenizer
 
-    language_model = load_model(model).eval()
-    tokenizer = load_saved_tokenizer(model)
-    if tokenizer.vocab_size > language_model.config.vocab_size:
-        raise ValueError(
-            f"its tokenizer has {tokenizer.vocab_size} ids, the model knows {language_model.config.vocab_size}"
-        )
+    with checking_input(f"--model {model}"):
+        language_model = load_model(model).eval()
+        tokenizer = load_saved_tokenizer(model)
+        if tokenizer.vocab_size > language_model.config.vocab_size:
+            raise ValueError(
+                f"its tokenizer has {tokenizer.vocab_size} ids, the model knows {language_model.config.vocab_size}"
+            )
     end = tokenizer.separator_id
     ids = torch.tensor([tokenizer.encode(prompt) or [end]])
-    state = None if memory is None else ModelState.load(memory)
+    with checking_input(f"--memory {memory}"):
+        state = None if memory is None else ModelState.load(memory)
     generator = torch.Generator().manual_seed(seed)
     text = TextStream(tokenizer, isinstance(tokenizer, ByteTokenizer))
     tokens = language_model.stream(ids, eos_token_id=end, state=state, generator=generator, **sampling)

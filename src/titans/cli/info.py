@@ -14,26 +14,29 @@ def info(
 ) -> int:
     """Show what a model costs: parameters by part, FLOPs per token, bytes of state."""
     with checking_input(str(config)):
-        from rich.console import Console
-        from rich.table import Table
-
         from titans.models.cost import measure_cost
         from titans.training.config import load_model_config
 
         model = load_model_config(config, set_ or [])
     cost = measure_cost(model)
-    table = Table(title=f"{config.name}: {model.variant}, width {model.d_model}, {model.n_layers} layers")
-    for heading in ("part", "parameters", "share", "FLOPs per token"):
-        table.add_column(heading, justify="left" if heading == "part" else "right")
+    rows = [("part", "parameters", "share", "FLOPs per token")]
     for part in cost.parts:
         share = f"{part.parameters / cost.parameters:.1%}"
-        table.add_row(part.name, f"{part.parameters:,}", share, f"{part.flops_per_token:,.0f}")
-    table.add_section()
-    table.add_row("all", f"{cost.parameters:,}", "", f"{cost.flops_per_token:,.0f}")
-    console = Console()
-    console.print(table)
-    console.print(
-        f"FLOPs: one forward pass over {cost.tokens:,} tokens, matrix products only; backward is about twice that."
-    )
-    console.print(f"State of one stream after {cost.tokens:,} tokens: {cost.state_bytes:,} bytes.", highlight=False)
+        rows.append((part.name, f"{part.parameters:,}", share, f"{part.flops_per_token:,.0f}"))
+    rows.append(("all", f"{cost.parameters:,}", "", f"{cost.flops_per_token:,.0f}"))
+    typer.echo(f"{config.name}: {model.variant}, width {model.d_model}, {model.n_layers} layers")
+    typer.echo()
+    for line in _table(rows):  # whatever the width of the terminal: a number cut short would be another number
+        typer.echo(line)
+    typer.echo()
+    typer.echo(f"FLOPs: one forward pass over {cost.tokens:,} tokens, matrix products only; backward twice that.")
+    typer.echo(f"State of one stream after {cost.tokens:,} tokens: {cost.state_bytes:,} bytes.")
     return 0
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    """Aligned columns, the first one to the left; a rule below the head and above the sum."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+    rule = "  ".join("-" * width for width in widths)
+    return [lines[0], rule, *lines[1:-1], rule, lines[-1]]

@@ -33,7 +33,8 @@ class TextStream:
     def push(self, token: int) -> str:
         """The text that this token completes, possibly empty."""
         if self._bytes is not None:
-            return self._bytes.decode(bytes([token]))
+            # A model may know more ids than there are bytes: these are no text.
+            return self._bytes.decode(bytes([token])) if token < 256 else self._bytes.decode(b"", True) + "\ufffd"
         self._pending.append(token)
         text = self._difference()
         if text.endswith("\ufffd") and len(self._pending) < self.LONGEST_CHARACTER:

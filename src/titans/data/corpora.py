@@ -6,8 +6,10 @@ Every source has a train and a validation split that never share a document and 
 import codecs
 import hashlib
 import json
+import os
 import re
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 from titans.data.sources import CORPORA, corpus
@@ -16,6 +18,8 @@ SPLITS = ("train", "validation", "test")
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 STDLIB_SHARE = 0.08  # of the files; 6 to 7 % of the bytes on Python 3.10 to 3.13
 LOCAL_SHARE = 0.05
+
+RUN_MARK = "# titans run "  # how the config.yaml begins that a training run leaves in its folder
 
 _STDLIB_SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 _SPLIT_WORDS = {
@@ -45,7 +49,8 @@ def load_documents(
             file (one document), a ``.jsonl`` or ``.parquet`` file (one document a row) or a folder of such files. A
             folder whose files or sub-folders are named after their split (``train`` and ``validation``, ``valid`` or
             ``val``, perhaps ``test``) keeps these splits. All else is split here: 5 % of the documents, chosen by their
-            hash, or the last 5 % of a single document are validation.
+            hash, or the last 5 % of a single document are validation. Folders of training runs inside it are left out:
+            a run's output is never input.
         split: ``"train"``, ``"validation"``, or ``"test"`` where the corpus has one.
         text_field: the key or column that holds the text of a ``.jsonl`` or ``.parquet`` row.
         data_dir: folder of the published corpora; default: the environment variable ``TITANS_DATA``, else
@@ -54,13 +59,16 @@ def load_documents(
     Raises:
         ValueError: an argument or a file's content is wrong; the message names it.
         FileNotFoundError: the corpus is not on this machine; the message says which file to put where.
+        OSError: a file or a folder inside it cannot be read; nothing is left out in silence.
         ImportError: a ``.parquet`` file is asked for and pyarrow is not installed.
     """
     if split not in SPLITS:
         raise ValueError(f"split: {split!r} is none of {', '.join(SPLITS)}")
     if source in CORPORA:
         return CORPORA[str(source)](split, data_dir)
-    path = Path(source)
+    if not str(source):
+        raise ValueError("source: is empty; name a corpus, a file or a folder")
+    path = Path(source).expanduser()
     if not path.exists():
         raise FileNotFoundError(
             f"source: {str(source)!r} is neither {', '.join(CORPORA)} nor an existing file or folder"
@@ -121,10 +129,31 @@ def _files_of(path: Path) -> list[Path]:
         if path.suffix not in SUFFIXES:
             raise ValueError(f"source: {path} is none of {', '.join(SUFFIXES)}")
         return [path]
-    files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in SUFFIXES)
+    files = sorted(file for file in _walk(path) if file.suffix in SUFFIXES and file.is_file())
     if not files:
         raise ValueError(f"source: folder {path} holds no {', '.join(SUFFIXES)} file")
     return files
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Every file below ``root`` but those of training runs."""
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    for place, folders, names in os.walk(root, onerror=stop):
+        if _is_run(Path(place)):
+            folders.clear()
+            continue
+        yield from (Path(place, name) for name in names)
+
+
+def _is_run(folder: Path) -> bool:
+    try:
+        with (folder / "config.yaml").open("rb") as file:
+            return file.read(len(RUN_MARK)) == RUN_MARK.encode()
+    except OSError:
+        return False
 
 
 def _files_by_split(root: Path, files: list[Path]) -> dict[str, list[Path]]:
@@ -176,7 +205,7 @@ def _read_jsonl(file: Path, text_field: str) -> list[str]:
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, too deep
                 raise ValueError(f"source: {file}, line {number} is not JSON: {error}") from error
             text = row.get(text_field) if isinstance(row, dict) else None
             if not isinstance(text, str):
@@ -196,7 +225,7 @@ def _read_parquet(file: Path, text_field: str) -> list[str]:
         if text_field not in columns:
             raise ValueError(f"text_field: {file} has no column {text_field!r}, only {', '.join(columns)}")
         values = pyarrow.parquet.read_table(file, columns=[text_field]).column(text_field).to_pylist()
-    except pyarrow.ArrowInvalid as error:
+    except pyarrow.ArrowException as error:
         raise ValueError(f"source: {file} is not a readable .parquet file: {error}") from error
     if any(value is not None and not isinstance(value, str) for value in values):
         raise ValueError(f"text_field: column {text_field!r} of {file} is not text")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -67,6 +68,13 @@ class TokenDocuments:
     def __len__(self) -> int:
         """Number of documents."""
         return len(self.offsets) - 1
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all tokens and of where documents begin; the same corpus under the same tokenizer has the same."""
+        digest = hashlib.sha256(self.tokens.tobytes())
+        digest.update(self.offsets.tobytes())
+        return digest.hexdigest()
 
     @property
     def bytes(self) -> int:

@@ -5,6 +5,7 @@ import re
 import tempfile
 import urllib.request
 import zipfile
+import zlib
 from http.client import HTTPException
 from pathlib import Path
 from shutil import copyfileobj
@@ -63,7 +64,10 @@ def wikitext103_documents(split: str, data_dir: str | Path | None = None) -> lis
     text = _find("wikitext-103", places, WIKITEXT103_URL, data_dir).decode("utf-8", errors="replace")
     # An article starts at a line " = Title = "; sections have more than one equals sign.
     articles = re.split(r"(?m)^(?= = [^=\n]+ = $)", text)
-    return [article for article in articles if article.strip()]
+    found = [article for article in articles if article.strip()]
+    if not found:
+        raise ValueError(f"source: the {part} part of wikitext-103 in {data_folder(data_dir)} holds no text")
+    return found
 
 
 def _find(name: str, places: list[tuple[str, str | None]], url: str, data_dir: str | Path | None) -> bytes:
@@ -107,7 +111,8 @@ def _read(file: Path, member: str | None) -> bytes:
     try:
         with zipfile.ZipFile(file) as archive:
             return archive.read(member)
-    except (zipfile.BadZipFile, KeyError) as error:
+    except (zipfile.BadZipFile, KeyError, RuntimeError, NotImplementedError, EOFError, zlib.error) as error:
+        # RuntimeError: encrypted; NotImplementedError: an unknown compression
         raise ValueError(f"source: {file} is not a zip file with {member} in it: {error}") from error
 
 

@@ -86,7 +86,13 @@ def iid_batch(
 
     Returns:
         ``input_ids`` and equal ``labels``, int64 ``[B, T]``.
+
+    Raises:
+        ValueError: a number below 1; the message names it.
     """
+    for name, value in (("batch", batch), ("length", length), ("vocab", vocab)):
+        if value < 1:
+            raise ValueError(f"{name}: {value} must be at least 1")
     input_ids = torch.randint(vocab, (batch, length), generator=generator, device=generator.device).to(device)
     return input_ids, input_ids.clone()
 

@@ -163,8 +163,16 @@ class HuggingFaceTokenizer:
         return ids, encoding, places
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ``ids``, special tokens written out; ids in a gap of the vocabulary give nothing."""
-        return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
+        """Text of ``ids``, special tokens written out; ids in a gap of the vocabulary give nothing.
+
+        Raises:
+            ValueError: an id is outside ``[0, vocab_size)``.
+        """
+        values = [int(i) for i in ids]
+        wrong = next((i for i in values if not 0 <= i < self.vocab_size), None)
+        if wrong is not None:
+            raise ValueError(f"ids: {wrong} is not below the vocabulary of {self.vocab_size}")
+        return self._backend.decode(values, skip_special_tokens=False)
 
     def save(self, folder: str | Path) -> None:
         """Write ``tokenizer.json`` and the separator's name; ``load_tokenizer(folder)`` then gives this tokenizer."""
@@ -187,7 +195,7 @@ def load_tokenizer(name_or_path: str | Path = "bytes") -> Tokenizer:
     """
     if name_or_path == "bytes":
         return ByteTokenizer()
-    if not Path(name_or_path).exists():
+    if not str(name_or_path) or not Path(name_or_path).exists():
         raise ValueError(
             f"tokenizer: {str(name_or_path)!r} is neither 'bytes' nor a local tokenizer.json file or tokenizer folder"
         )
@@ -213,13 +221,19 @@ def _load_backend(path: Path) -> tuple[Backend, list[str]]:
 def _convert_folder(path: Path) -> tuple[Backend, list[str]]:
     try:
         from transformers import AutoTokenizer
+        from transformers.utils import logging
     except ImportError:
         raise _missing_library(path, "transformers") from None
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # what is wrong we say ourselves, in one line
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+        # No code that lies in the folder is run, and nobody is asked whether it may.
+        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the library raises whatever its files make it stumble over
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"tokenizer: {path} holds no tokenizer that transformers can read: {reason}") from error
+    finally:
+        logging.set_verbosity(before)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ValueError(f"tokenizer: {path} has no fast form; save it with a tokenizer.json first")
@@ -281,8 +295,14 @@ def _declared_end_tokens(folder: Path) -> list[str]:
         file = folder / name
         if not file.exists():
             continue
-        token = json.loads(file.read_text(encoding="utf-8")).get("eos_token")
+        try:
+            settings = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise ValueError(f"tokenizer: {file} is not JSON: {error}") from error
+        token = settings.get("eos_token") if isinstance(settings, dict) else None
         token = token.get("content") if isinstance(token, dict) else token
+        if not isinstance(settings, dict) or not isinstance(token, str | None):
+            raise ValueError(f"tokenizer: {file}: expected a mapping whose eos_token is a string")
         if token:
             declared.append(token)
     return declared

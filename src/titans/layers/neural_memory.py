@@ -6,7 +6,7 @@ Legend: B batch, T tokens, H memory heads, D head width (d_model / H), C chunk.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, overload
 
 import torch
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from titans.layers.convolution import ShortConvolution
-from titans.layers.gates import MemoryGates
+from titans.layers.gates import MemoryGates, default_heads, default_theta_max
 from titans.layers.module import Linear, Module
 from titans.miras import MirasConfig
 from titans.miras.config import resolve_miras
@@ -35,12 +35,12 @@ from titans.ops.memory import (
     scan,
     stored,
 )
-from titans.ops.memory.state import OpenChunk
+from titans.ops.memory.scan import check_range
+from titans.ops.memory.state import OpenChunk, check_made_alike, rule_name
 from titans.ops.rows import Packing, Rows
 from titans.state import State, counts
 
 OWN = 0.2  # share of a token itself in its key at the start
-FULL_STEP_CHUNK = 16  # tokens; a default step size shrinks in longer chunks
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,6 @@ class NeuralMemoryState(State):
     def seen(self) -> tuple[int, ...]:
         """Tokens read, per row."""
         return self.memory.count
-
-
-def default_heads(d_model: int) -> int:
-    """The largest divisor h of d_model that leaves heads at least 64 wide; 1 if there is none."""
-    return max((h for h in range(1, d_model // 64 + 1) if d_model % h == 0), default=1)
-
-
-def default_theta_max(miras: MirasConfig, head_dim: int, chunk_size: int) -> float:
-    """``step_scale`` / D · min(1, 16 / C): gradients of one chunk are all taken at the same weights, and add up."""
-    return miras.step_scale / head_dim * min(1, FULL_STEP_CHUNK / chunk_size)
 
 
 class NeuralMemory(Module):
@@ -116,13 +106,16 @@ class NeuralMemory(Module):
         engine: Engine = "auto",
     ):
         super().__init__()
+        for name, value, least in (
+            ("d_model", d_model, 1),
+            ("chunk_size", chunk_size, 1),
+            ("conv_kernel", conv_kernel, 0),
+        ):
+            _check_count(name, value, least)
         n_heads = default_heads(d_model) if n_heads is None else n_heads
-        if n_heads < 1 or d_model % n_heads:
+        _check_count("n_heads", n_heads, 1)
+        if d_model % n_heads:
             raise ValueError(f"n_heads must divide d_model = {d_model}, got {n_heads}")
-        if chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-        if conv_kernel < 0:
-            raise ValueError(f"conv_kernel must be at least 0, got {conv_kernel}")
         if theta_max is not None and not 0 < theta_max < math.inf:
             raise ValueError(f"theta_max must be positive and finite, got {theta_max}")
         if qkv_activation not in ("none", "silu"):
@@ -130,6 +123,7 @@ class NeuralMemory(Module):
         self.d_model, self.n_heads, self.chunk_size = d_model, n_heads, chunk_size
         self.head_dim = d_model // n_heads
         self.miras = resolve_miras(miras, n_layers, d_hidden, use_momentum, d_model, n_heads)
+        self.rule_name = rule_name(self.miras)
         self.use_decay = use_decay is not False
         check_engine(engine)
         self.engine: Engine = engine
@@ -243,6 +237,8 @@ class NeuralMemory(Module):
         memory = None if state is None else state.memory
         engine = engine_for(self.engine, self.miras, x.device)
         found, memory, _ = scan(self.rule, stored(tokens, store_mask), memory, rows, engine)
+        if not checked:
+            memory = replace(memory, rule=self.rule_name)
         y, state = self._output(found, x), NeuralMemoryState(memory, tail)
         if not checked:
             check_finite([state], ["this layer"])
@@ -356,6 +352,8 @@ class NeuralMemory(Module):
         return Rows.whole((0,) * x.shape[0] if state is None else state.seen, x.shape[1])
 
     def _check(self, x: Tensor, state: NeuralMemoryState | None, **masks: Tensor | None) -> None:
+        if not isinstance(x, Tensor):
+            raise ValueError(f"x must be a tensor, got {type(x).__name__}")
         if x.dim() != 3 or x.shape[-1] != self.d_model or 0 in x.shape:
             raise ValueError(f"x must be a non-empty [B, T, {self.d_model}], got {list(x.shape)}")
         if not x.is_floating_point():
@@ -365,6 +363,9 @@ class NeuralMemory(Module):
                 raise ValueError(
                     f"{name} must be bool [B, T] = {list(x.shape[:2])}, got {flags.dtype} {list(flags.shape)}"
                 )
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere a look means to wait
+            mask = masks.get("mask")
+            check_range("x", x if mask is None else x[mask])
         if state is not None and not isinstance(state, NeuralMemoryState):
             raise ValueError(f"state must be a NeuralMemoryState, got {type(state).__name__}")
         if state is not None and state.rows != x.shape[0]:
@@ -375,8 +376,7 @@ class NeuralMemory(Module):
     def check_state(self, state: NeuralMemoryState) -> None:
         """Raise a ValueError that names the first part of ``state`` which is not of this layer's shape."""
         memory, rows = state.memory, state.rows
-        if memory.chunk_size != self.chunk_size:
-            raise ValueError(f"state was made with chunk_size {memory.chunk_size}, this memory has {self.chunk_size}")
+        check_made_alike(memory, self.chunk_size, self.rule_name)
         wanted = [[rows, *w.shape] for w in self.initial_weights]
         maps = (("weights", memory.weights, wanted), ("momentum", memory.momentum, wanted if memory.momentum else []))
         for name, tensors, shapes in maps:

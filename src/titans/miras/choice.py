@@ -61,7 +61,8 @@ class Choice(BaseModel):
                 f"{cls.axis} must be one of {sorted(cls.members)} or a mapping with a 'name', got {value!r}"
             )
         arguments = dict(arguments)
-        member = cls.members.get(name := arguments.pop("name"))
+        name = arguments.pop("name")
+        member = cls.members.get(name) if isinstance(name, str) else None
         if member is None:
             raise ValueError(f"{cls.axis} {name!r} is unknown; known: {', '.join(sorted(cls.members))}")
         return member(**arguments)  # type: ignore[return-value]

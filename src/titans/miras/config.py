@@ -116,7 +116,7 @@ class MirasConfig(BaseModel):
 
 
 def resolve_miras(
-    miras: MirasConfig | None,
+    miras: MirasConfig | str | dict[str, Any] | None,
     mem_layers: int | None,
     d_hidden: int | None,
     use_momentum: bool | None,
@@ -131,7 +131,11 @@ def resolve_miras(
     Raises:
         ValueError: a shorthand that contradicts ``miras``, or a width that does not divide.
     """
-    given, miras = miras is not None, miras or MirasConfig.steady()
+    given = miras is not None
+    if not isinstance(miras, MirasConfig):
+        if miras is not None and not isinstance(miras, str | dict):
+            raise ValueError(f"miras must be a MirasConfig, a mapping or the name of a preset, got {miras!r}")
+        miras = MirasConfig.steady() if miras is None else MirasConfig.model_validate(miras)
     network, algorithm = miras.architecture, miras.algorithm
     if mem_layers is not None and mem_layers != network.layers:
         if given:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
-from titans.layers.neural_memory import default_heads, default_theta_max
+from titans.layers.gates import default_heads, default_theta_max
 from titans.miras import MirasConfig
 from titans.miras.config import resolve_miras
 from titans.models.registry import MIXERS
 
+MODEL_TYPE = "titans"  # what a model folder's config.json calls itself
+FREE = ("gradient_checkpointing", "max_seq_len", "lr")  # what changes nothing that a built model computes
 # Widths and heads follow MIRAS App. C; the layers are fitted so that each variant has the named size (within 5 %) at
 # 32,000 tokens of vocabulary with tied embeddings.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -32,7 +35,34 @@ PRESET_LAYERS: dict[str, dict[str, int]] = {
 }
 
 
-class TitansConfig(BaseModel):
+class CheckedModel(BaseModel):
+    """Base of configurations: unknown keys are errors, True is no number, a refused assignment changes nothing."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flag_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kinds = get_args(kind := cls.model_fields[info.field_name or ""].annotation) or (kind,)
+        if isinstance(value, bool) and bool not in kinds and (int in kinds or float in kinds):
+            raise ValueError("Input should be a number")
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Assign, or leave everything as it was: pydantic's validators of the whole come after the assignment."""
+        before, known = dict(self.__dict__), set(self.__pydantic_fields_set__)
+        try:
+            super().__setattr__(name, value)
+        except Exception:
+            object.__setattr__(self, "__dict__", before)
+            object.__setattr__(self, "__pydantic_fields_set__", known)
+            raise
+
+
+MOST = 2**31 - 1  # of anything that is counted
+
+
+class TitansConfig(CheckedModel):
     """Configuration of a language model.
 
     Attributes:
@@ -64,33 +94,44 @@ class TitansConfig(BaseModel):
         lr: peak learning rate that training takes unless told otherwise.
     """
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    _frozen: bool = PrivateAttr(False)
 
     variant: str = "MAC"
-    vocab_size: int = Field(default=32_000, ge=1)
-    d_model: int = Field(default=512, ge=1)
-    n_layers: int = Field(default=12, ge=1)
-    n_heads: int | None = Field(default=None, ge=1)
-    mem_heads: int | None = Field(default=None, ge=1)
-    mem_layers: int | None = Field(default=None, ge=1)
-    d_hidden: int | None = Field(default=None, ge=1)
-    n_persistent: int = Field(default=16, ge=0)
-    n_memory_tokens: int = Field(default=0, ge=0)
-    ffn_mult: float = Field(default=4, gt=0)
-    chunk_size: int = Field(default=128, ge=1)
-    segment_len: int | None = Field(default=None, ge=1)
-    window: int = Field(default=512, ge=1)
+    vocab_size: int = Field(default=32_000, ge=1, le=MOST)
+    d_model: int = Field(default=512, ge=1, le=2**20)
+    n_layers: int = Field(default=12, ge=1, le=2**16)
+    n_heads: int | None = Field(default=None, ge=1, le=2**20)
+    mem_heads: int | None = Field(default=None, ge=1, le=2**20)
+    mem_layers: int | None = Field(default=None, ge=1, le=16)
+    d_hidden: int | None = Field(default=None, ge=1, le=2**26)
+    n_persistent: int = Field(default=16, ge=0, le=2**20)
+    n_memory_tokens: int = Field(default=0, ge=0, le=2**20)
+    ffn_mult: float = Field(default=4, ge=0.01, le=1000, allow_inf_nan=False)
+    chunk_size: int = Field(default=128, ge=1, le=MOST)
+    segment_len: int | None = Field(default=None, ge=1, le=MOST)
+    window: int = Field(default=512, ge=1, le=MOST)
     use_momentum: bool | None = None
     use_decay: bool | None = None
     miras: MirasConfig | None = None
-    theta_max: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    conv_kernel: int = Field(default=4, ge=0)
+    theta_max: float | None = Field(default=None, gt=0, le=1e6, allow_inf_nan=False)
+    conv_kernel: int = Field(default=4, ge=0, le=1024)
     qkv_activation: Literal["none", "silu"] = "none"
-    rope_base: float = Field(default=10_000.0, gt=0)
+    rope_base: float = Field(default=10_000.0, ge=1, le=1e12, allow_inf_nan=False)
     tie_embeddings: bool = True
     gradient_checkpointing: bool = False
-    max_seq_len: int = Field(default=4096, ge=1)
-    lr: float = Field(default=4e-4, gt=0)
+    max_seq_len: int = Field(default=4096, ge=1, le=MOST)
+    lr: float = Field(default=4e-4, gt=0, le=1000, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_folder(cls, values: Any) -> Any:
+        """Of a model folder's config.json take our own fields: transformers keeps its own beside them."""
+        if not isinstance(values, dict) or "model_type" not in values:
+            return values
+        if values["model_type"] != MODEL_TYPE:
+            raise ValueError(f"model_type must be {MODEL_TYPE!r}, got {values['model_type']!r}")
+        values = values.get("titans") or values  # older folders of transformers' kept our fields under this name
+        return {name: values[name] for name in cls.model_fields if name in values}
 
     @field_validator("variant")
     @classmethod
@@ -185,6 +226,27 @@ class TitansConfig(BaseModel):
         theta_max = self.theta_max or default_theta_max(self.rule, width, self.chunk_size)
         return self.model_copy(update={"miras": self.rule, "theta_max": theta_max})
 
+    def frozen(self) -> TitansConfig:
+        """A copy whose fields cannot be assigned to, but those that a model reads anew at every call, or never."""
+        copy = self.model_copy(deep=True)
+        copy._frozen = True
+        return copy
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> TitansConfig:
+        """A copy, with some fields changed without a check, that can be assigned to."""
+        copy = super().model_copy(update=update, deep=deep)
+        copy._frozen = False
+        return copy
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in type(self).model_fields and self._frozen and name not in FREE:
+            raise ValueError(f"{name}: the model is built, its configuration cannot change, got {value!r}")
+        super().__setattr__(name, value)
+
+    def __eq__(self, other: object) -> bool:
+        """Do both describe the same model? What a field left to its default means counts, not that it was left."""
+        return isinstance(other, TitansConfig) and self.explicit().__dict__ == other.explicit().__dict__
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON would hold them, of the ``explicit`` configuration."""
         return self.explicit().model_dump(mode="json")
@@ -199,7 +261,18 @@ class TitansConfig(BaseModel):
 
     @classmethod
     def from_json(cls, path: str | Path) -> TitansConfig:
-        return cls.from_dict(json.loads(Path(path).read_text()))
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: it is not JSON, no mapping (both named with the file), or no such configuration.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
+        return cls.from_dict(values)
 
     def to_yaml(self, path: str | Path) -> None:
         """Write the configuration as YAML."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, overload
 
 import torch
@@ -13,19 +14,24 @@ if TYPE_CHECKING:
     from titans.models.state import ModelState
 
 
+LOWEST = 1e-30  # temperatures and shares below are as good as 0, and float32 takes them for it
+
+
 class GenerationMixin:
     """``generate`` and ``stream`` for a model whose call takes and returns a state."""
 
     @overload
     def generate(self, prompt: Tensor, max_new_tokens: int = ..., temperature: float = ..., top_k: int | None = ...,
-                 top_p: float | None = ..., eos_token_id: int | None = ..., state: ModelState | None = ...,
-                 attention_mask: Tensor | None = ..., generator: torch.Generator | None = ...,
+                 top_p: float | None = ..., eos_token_id: int | Sequence[int] | None = ...,
+                 state: ModelState | None = ..., attention_mask: Tensor | None = ...,
+                 generator: torch.Generator | None = ...,
                  return_state: Literal[False] = ...) -> Tensor: ...  # fmt: skip
 
     @overload
     def generate(self, prompt: Tensor, max_new_tokens: int = ..., temperature: float = ..., top_k: int | None = ...,
-                 top_p: float | None = ..., eos_token_id: int | None = ..., state: ModelState | None = ...,
-                 attention_mask: Tensor | None = ..., generator: torch.Generator | None = ...,
+                 top_p: float | None = ..., eos_token_id: int | Sequence[int] | None = ...,
+                 state: ModelState | None = ..., attention_mask: Tensor | None = ...,
+                 generator: torch.Generator | None = ...,
                  *, return_state: Literal[True]) -> tuple[Tensor, ModelState]: ...  # fmt: skip
 
     @torch.no_grad()
@@ -36,7 +42,7 @@ class GenerationMixin:
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
-        eos_token_id: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
         state: ModelState | None = None,
         attention_mask: Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -50,7 +56,7 @@ class GenerationMixin:
             temperature: > 0; 0 takes the most likely token.
             top_k: sample among the k most likely tokens only.
             top_p: sample among the smallest set of tokens that holds this probability, in (0, 1].
-            eos_token_id: a row that has produced it is finished; it is filled up with it.
+            eos_token_id: a row that has produced it, or one of several, is finished; it is filled up with the first.
             state: what has been read before the prompt.
             attention_mask: [B, T], 0 for padding.
             generator: source of randomness, on the model's device.
@@ -72,7 +78,7 @@ class GenerationMixin:
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
-        eos_token_id: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
         state: ModelState | None = None,
         attention_mask: Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -92,21 +98,27 @@ class _Steps:
         temperature: float,
         top_k: int | None,
         top_p: float | None,
-        eos_token_id: int | None,
+        eos_token_id: int | Sequence[int] | None,
         state: ModelState | None,
         attention_mask: Tensor | None,
         generator: torch.Generator | None,
     ):
-        if temperature < 0:
-            raise ValueError(f"temperature must be at least 0, got {temperature}")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {top_k}")
-        if top_p is not None and not 0 < top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
+        if not isinstance(temperature, int | float) or not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature must be a finite number of at least 0, got {temperature!r}")
+        if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+            raise ValueError(f"top_k must be an integer of at least 1, got {top_k!r}")
+        if top_p is not None and (not isinstance(top_p, int | float) or not 0 < top_p <= 1):
+            raise ValueError(f"top_p must lie in (0, 1], got {top_p!r}")
+        if not isinstance(prompt, Tensor) or prompt.dim() != 2:
+            raise ValueError(f"prompt must be a tensor [B, T], got {getattr(prompt, 'shape', type(prompt).__name__)}")
+        if attention_mask is not None and attention_mask.shape != prompt.shape:
+            raise ValueError(
+                f"attention_mask must have the prompt's shape {list(prompt.shape)}, got {list(attention_mask.shape)}"
+            )
         if attention_mask is not None and not bool(attention_mask.bool().any(1).all()):
             raise ValueError("attention_mask leaves a row of the prompt without tokens")
         self.model, self.temperature, self.top_k, self.top_p = model, temperature, top_k, top_p
-        self.eos_token_id, self.generator = eos_token_id, generator
+        self.ends, self.generator = _ends(eos_token_id, model.config.vocab_size, prompt.device), generator
         # The last real token of each row, wherever its padding is.
         last = None
         if attention_mask is not None:
@@ -117,29 +129,46 @@ class _Steps:
         self.state: ModelState = out.state
 
     def take(self, count: int) -> Iterator[Tensor]:
-        if count < 0:
-            raise ValueError(f"max_new_tokens must be at least 0, got {count}")
+        if not isinstance(count, int) or count < 0:
+            raise ValueError(f"max_new_tokens must be an integer of at least 0, got {count!r}")
         running = torch.ones(self.logits.shape[0], dtype=torch.bool, device=self.logits.device)
         for step in range(count):
             token = sample(self.logits, self.temperature, self.top_k, self.top_p, self.generator)
-            if self.eos_token_id is not None:
-                token = torch.where(running, token, self.eos_token_id)
+            if self.ends is not None:
+                token = torch.where(running, token, self.ends[0])
             yield token
-            if self.eos_token_id is not None:
-                running = running & (token != self.eos_token_id)
+            if self.ends is not None:
+                running = running & ~torch.isin(token, self.ends)
                 if not bool(running.any()):
                     return
             if step + 1 < count:
-                mask = None if self.eos_token_id is None else running.unsqueeze(1)
+                mask = None if self.ends is None else running.unsqueeze(1)
                 out = self.model(token.unsqueeze(1), state=self.state, attention_mask=mask)
                 self.logits, self.state = out.logits[:, -1], out.state
+
+
+def _ends(eos_token_id: int | Sequence[int] | None, vocab_size: int, device: torch.device) -> Tensor | None:
+    """The tokens that end a row, int64 [n], n ≥ 1."""
+    if eos_token_id is None:
+        return None
+    if isinstance(eos_token_id, Tensor):
+        eos_token_id = eos_token_id.flatten().tolist()
+    ends = list(eos_token_id) if isinstance(eos_token_id, Sequence) else [eos_token_id]
+    if not ends:
+        raise ValueError("eos_token_id must hold at least one id, got none")
+    for end in ends:
+        if not isinstance(end, int) or not 0 <= end < vocab_size:
+            raise ValueError(f"eos_token_id must lie in 0..{vocab_size - 1}, got {end!r}")
+    return torch.tensor(ends, device=device)
 
 
 def sample(
     logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
 ) -> Tensor:
     """Draw one token per row from logits [B, V]."""
-    if temperature == 0:
+    if logits.device.type == "cpu" and not bool(torch.isfinite(logits.amax(-1)).all()):
+        raise FloatingPointError("the model's logits are not finite: its weights or its state are damaged or diverged")
+    if temperature < LOWEST:
         return logits.argmax(-1)
     logits = (logits.float() - logits.amax(-1, keepdim=True)) / temperature
     if top_k is not None and top_k < logits.shape[-1]:
@@ -149,6 +178,6 @@ def sample(
         ordered, order = logits.sort(-1, descending=True)
         chances = ordered.softmax(-1)
         # A token stays while the ones before it hold less than top_p, so the most likely one always does.
-        drop = chances.cumsum(-1) - chances >= top_p
+        drop = chances.cumsum(-1) - chances >= max(top_p, LOWEST)
         logits = logits.masked_fill(drop.gather(-1, order.argsort(-1)), float("-inf"))
     return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)

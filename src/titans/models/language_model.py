@@ -22,7 +22,7 @@ from titans.layers.module import Linear, Module
 from titans.layers.neural_memory import NeuralMemory
 from titans.miras.choice import BY_NAME
 from titans.models.blocks import Block
-from titans.models.config import TitansConfig
+from titans.models.config import FREE, TitansConfig
 from titans.models.generation import GenerationMixin
 from titans.models.state import ModelState, Origin, hash_weights
 from titans.ops.memory import Engine, check_engine, check_finite, pick
@@ -40,17 +40,25 @@ class ModelOutput(Mapping):
         logits: [B, T, V], or the last ``logits_to_keep`` positions.
         state: pass it to the next call to go on.
         loss: mean negative log-likelihood in nats per target, only with labels.
+        hidden_states: the residual stream [B, T, d_model] before each block, and what the head reads; only if asked.
     """
 
     logits: Tensor
     state: ModelState
     loss: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
 
     def _present(self) -> dict[str, Any]:
-        return {n: v for n in ("loss", "logits", "state") if (v := getattr(self, n)) is not None}
+        names = ("loss", "logits", "state", "hidden_states")
+        return {n: v for n in names if (v := getattr(self, n)) is not None}
 
-    def __getitem__(self, name: str) -> Any:
-        return self._present()[name]
+    def __getitem__(self, name: str | int | slice) -> Any:
+        """By name, or by place among what is there."""
+        return self._present()[name] if isinstance(name, str) else self.to_tuple()[name]
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """What is there: loss, logits, state, hidden_states."""
+        return tuple(self._present().values())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._present())
@@ -64,16 +72,22 @@ class TitansModel(GenerationMixin, Module):
 
     Calls keep nothing on the module: state goes in and comes out, and one call on T tokens equals the same tokens in
     any split.
+
+    Args:
+        config: what to build; the model keeps a copy that does not change.
+        engine: how the memories compute, see `set_engine`; None for their default.
     """
 
-    def __init__(self, config: TitansConfig):
+    def __init__(self, config: TitansConfig, engine: Engine | None = None):
         super().__init__()
-        self.config = config
+        self.config = config.frozen()
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = nn.RMSNorm(config.d_model)
         self.head = Linear(config.d_model, config.vocab_size)
         self.initialise()
+        if engine is not None:
+            self.set_engine(engine)
         if config.has_memory and config.rule.hides_writes and config.chunk_size > NOTICEABLE:
             retention, algorithm = config.rule.retention.name, config.rule.algorithm.name
             warnings.warn(
@@ -91,7 +105,7 @@ class TitansModel(GenerationMixin, Module):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         *,
         labels: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -99,6 +113,9 @@ class TitansModel(GenerationMixin, Module):
         store_mask: Tensor | None = None,
         document_ids: Tensor | None = None,
         logits_to_keep: int = 0,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> ModelOutput:
         """Read T tokens from ``state`` on.
 
@@ -112,6 +129,10 @@ class TitansModel(GenerationMixin, Module):
                 a new stream begins, as if the document stood alone; the row's first one goes on from ``state``. No
                 target is counted across a change. The state returned is that of each row's last document.
             logits_to_keep: compute logits of the last so many positions only; 0 for all.
+            inputs_embeds: [B, T, d_model], vectors to read instead of ids.
+            output_hidden_states: also return the residual stream before each block and what the head reads.
+            num_items_in_batch: divide the loss by so many targets instead of by those of this call: several calls, of
+                more and fewer targets, then add up to the mean over all.
 
         Returns:
             logits [B, T, V], the state, and with labels the loss: mean nats per target.
@@ -120,36 +141,38 @@ class TitansModel(GenerationMixin, Module):
             ValueError: an id outside the vocabulary, a wrong shape or dtype, a state of another model; named.
             FloatingPointError: reading without gradients, a memory diverged; names the layer.
         """
-        self._check(input_ids, labels, state, logits_to_keep)
-        mask = self._flags("attention_mask", attention_mask, input_ids)
-        store = self._flags("store_mask", store_mask, input_ids)
-        documents = self._documents(document_ids, input_ids)
-        packing, ids = None, input_ids
+        x = self._read(input_ids, inputs_embeds)
+        self._check(x, labels, state, logits_to_keep)
+        mask = self._flags("attention_mask", attention_mask, x)
+        store = self._flags("store_mask", store_mask, x)
+        documents = self._documents(document_ids, x)
+        packing = None
         if mask is not None and not bool(mask.all()):
             packing = Packing.of(mask)
-            ids = packing.pack(ids)
-            store, documents = (None if x is None else packing.pack(x) for x in (store, documents))
+            x = packing.pack(x)
+            store, documents = (None if v is None else packing.pack(v) for v in (store, documents))
         if store is not None and bool(store.all()):
             store = None
-        seen = (0,) * ids.shape[0] if state is None else state.seen
-        rows = Rows.whole(seen, ids.shape[1]) if packing is None else Rows(seen, packing.counts, ids.shape[1])
+        seen = (0,) * x.shape[0] if state is None else state.seen
+        rows = Rows.whole(seen, x.shape[1]) if packing is None else Rows(seen, packing.counts, x.shape[1])
         rows = rows if documents is None else rows.of_documents(documents)
-        hidden, after = self._encode(ids, state, rows, store)
+        stream, after = self._encode(x, state, rows, store, output_hidden_states)
         if packing is not None:
-            hidden = packing.unpack(hidden)
+            stream = tuple(map(packing.unpack, stream))
+        hidden, told = stream[-1], stream if output_hidden_states else None
         if labels is None:
-            return ModelOutput(self.head(hidden[:, -logits_to_keep:]), after)
+            return ModelOutput(self.head(hidden[:, -logits_to_keep:]), after, None, told)
         logits = self.head(hidden)
-        loss = _loss(logits, _targets(labels, mask, document_ids))
-        return ModelOutput(logits[:, -logits_to_keep:], after, loss)
+        loss = _loss(logits, _targets(labels.long(), mask, document_ids), num_items_in_batch)
+        return ModelOutput(logits[:, -logits_to_keep:], after, loss, told)
 
     def _encode(
-        self, ids: Tensor, state: ModelState | None, rows: Rows, store: Tensor | None
-    ) -> tuple[Tensor, ModelState]:
-        """Final hidden states [B, T, d_model] of a right-padded batch."""
-        x = self.embedding(ids)
-        layers = []
+        self, x: Tensor, state: ModelState | None, rows: Rows, store: Tensor | None, all_hidden: bool
+    ) -> tuple[tuple[Tensor, ...], ModelState]:
+        """Of a right-padded batch of embeddings the final hidden states [B, T, d_model], last of all that are kept."""
+        layers, stream = [], []
         for i, block in enumerate(self.blocks):
+            stream += [x] if all_hidden else []
             before = None if state is None else state.layers[i]
             if self.config.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 x, after = checkpoint(block, x, before, rows, store, use_reentrant=False)
@@ -158,7 +181,7 @@ class TitansModel(GenerationMixin, Module):
             layers.append(after)
         check_finite(layers, [f"blocks.{i}" for i in range(len(layers))])
         origin = self.origin if state is None else state.origin.then(self)
-        return self.norm(x), ModelState(tuple(layers), counts(rows.after), origin)
+        return (*stream, self.norm(x)), ModelState(tuple(layers), counts(rows.after), origin)
 
     def set_engine(self, engine: Engine) -> None:
         """How the memories compute; see `titans.ops.memory_scan`.
@@ -186,8 +209,7 @@ class TitansModel(GenerationMixin, Module):
     @property
     def fingerprint(self) -> str:
         """A hash of everything in the configuration that a state depends on."""
-        unlike = {"max_seq_len", "lr", "gradient_checkpointing"}
-        fields = self.config.explicit().model_dump(mode="json", exclude=unlike, context=BY_NAME)
+        fields = self.config.explicit().model_dump(mode="json", exclude=set(FREE), context=BY_NAME)
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
     def save_pretrained(self, path: str | Path) -> None:
@@ -213,21 +235,40 @@ class TitansModel(GenerationMixin, Module):
     def _flags(self, name: str, flags: Tensor | None, like: Tensor) -> Tensor | None:
         if flags is None:
             return None
-        if flags.shape != like.shape:
-            raise ValueError(f"{name} must have input_ids' shape {list(like.shape)}, got {list(flags.shape)}")
+        if not isinstance(flags, Tensor):
+            raise ValueError(f"{name} must be a tensor, got {type(flags).__name__}")
+        if flags.shape != like.shape[:2]:
+            raise ValueError(f"{name} must have input_ids' shape {list(like.shape[:2])}, got {list(flags.shape)}")
+        if flags.dtype != torch.bool and flags.device.type == "cpu" and not torch.compiler.is_compiling():
+            wrong = flags[(flags != 0) & (flags != 1)]  # an additive mask has 0 where this one has 1
+            if wrong.numel():
+                raise ValueError(f"{name} must hold 1 for tokens and 0 for none, got {wrong[0].item()}")
         return flags.bool()
 
     def _documents(self, documents: Tensor | None, like: Tensor) -> Tensor | None:
         if documents is None:
             return None
-        if documents.shape != like.shape or documents.is_floating_point() or documents.dtype == torch.bool:
+        if documents.shape != like.shape[:2] or documents.is_floating_point() or documents.dtype == torch.bool:
             raise ValueError(
-                f"document_ids must be integers of input_ids' shape {list(like.shape)}, got {documents.dtype} "
+                f"document_ids must be integers of input_ids' shape {list(like.shape[:2])}, got {documents.dtype} "
                 f"{list(documents.shape)}"
             )
         return documents
 
-    def _check(self, ids: Tensor, labels: Tensor | None, state: ModelState | None, keep: int) -> None:
+    def _read(self, ids: Tensor | None, embeds: Tensor | None) -> Tensor:
+        """The vectors [B, T, d_model] to read."""
+        if (ids is None) == (embeds is None):
+            raise ValueError(f"give input_ids or inputs_embeds, got {'neither' if ids is None else 'both'}")
+        if embeds is not None:
+            if not isinstance(embeds, Tensor):
+                raise ValueError(f"inputs_embeds must be a tensor, got {type(embeds).__name__}")
+            if embeds.dim() != 3 or 0 in embeds.shape or embeds.shape[2] != self.config.d_model:
+                raise ValueError(
+                    f"inputs_embeds must be a non-empty [B, T, {self.config.d_model}], got {list(embeds.shape)}"
+                )
+            return embeds
+        if not isinstance(ids, Tensor):
+            raise ValueError(f"input_ids must be a tensor, got {type(ids).__name__}")
         if ids.dim() != 2 or 0 in ids.shape:
             raise ValueError(f"input_ids must be a non-empty [B, T], got {list(ids.shape)}")
         if ids.dtype not in (torch.int64, torch.int32):
@@ -238,9 +279,14 @@ class TitansModel(GenerationMixin, Module):
                 raise ValueError(
                     f"input_ids must lie in 0..{self.config.vocab_size - 1}, got {low if low < 0 else high}"
                 )
-        if labels is not None and labels.shape != ids.shape:
-            raise ValueError(f"labels must have input_ids' shape {list(ids.shape)}, got {list(labels.shape)}")
-        if labels is not None and labels.dtype != torch.int64:
+        return self.embedding(ids)
+
+    def _check(self, x: Tensor, labels: Tensor | None, state: ModelState | None, keep: int) -> None:
+        if labels is not None and not isinstance(labels, Tensor):
+            raise ValueError(f"labels must be a tensor, got {type(labels).__name__}")
+        if labels is not None and labels.shape != x.shape[:2]:
+            raise ValueError(f"labels must have input_ids' shape {list(x.shape[:2])}, got {list(labels.shape)}")
+        if labels is not None and labels.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"labels must be int64, got {labels.dtype}")
         if labels is not None and not torch.compiler.is_compiling() and labels.device.type == "cpu":
             wrong = labels[(labels != -100) & ((labels < 0) | (labels >= self.config.vocab_size))]
@@ -249,7 +295,7 @@ class TitansModel(GenerationMixin, Module):
         if keep < 0:
             raise ValueError(f"logits_to_keep must be at least 0, got {keep}")
         if state is not None:
-            self._check_state(state, ids.shape[0])
+            self._check_state(state, x.shape[0])
 
     def _check_state(self, state: ModelState, rows: int) -> None:
         if not isinstance(state, ModelState):
@@ -272,9 +318,9 @@ def _targets(labels: Tensor, mask: Tensor | None, documents: Tensor | None) -> T
     return targets
 
 
-def _loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean nats over the targets; 0 if there is none."""
+def _loss(logits: Tensor, targets: Tensor, items: Tensor | int | None = None) -> Tensor:
+    """Mean nats over the targets, or their sum over ``items``; 0 if there is none."""
     logits = logits[:, :-1].flatten(0, 1)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     total = F.cross_entropy(logits, targets.flatten(), ignore_index=-100, reduction="sum")
-    return total / (targets != -100).sum().clamp(min=1)
+    return total / ((targets != -100).sum().clamp(min=1) if items is None else items)

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load as tensors_of
+from safetensors.torch import save as bytes_of
 from torch import Tensor, nn
 
-from titans.files import write_whole
+from titans.files import hash_tensors, write_whole
 from titans.models.semantics import SEMANTICS, check_semantics
-from titans.state import State, decode, encode, walk
+from titans.state import State, check_rows, counts, decode, encode, walk
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+WORDS = ("format", "version", "semantics", "config", "weights", "seen", "layers")
 MIXED = "weights that changed while it was made"
 
 
@@ -65,6 +66,19 @@ class Origin:
             return self
         same = self._weights != MIXED and (self.model is not model or self.unchanged)
         return Origin(self.fingerprint, model, None if same else MIXED)
+
+    def joined(self, other: Origin) -> Origin:
+        """Of a state put together from two.
+
+        Raises:
+            ValueError: other weights made the other one, or weights that nobody can name any more.
+        """
+        if self.model is not None and self.model is other.model:
+            same = self.unchanged and other.unchanged and MIXED not in (self._weights, other._weights)
+            return self if same else Origin(self.fingerprint, self.model, MIXED)
+        if self is not other and self.weights != other.weights:
+            raise ValueError("put needs two states of one model, got one made by a model with other weights")
+        return self
 
     def made_by(self, model: nn.Module) -> bool:
         """Whether ``model`` itself, in this process, made the state, with whatever weights it had."""
@@ -131,9 +145,11 @@ class ModelState(State):
         Raises:
             ValueError: also where ``new`` is of another model.
         """
-        if isinstance(new, ModelState) and new.origin.fingerprint != self.origin.fingerprint:
+        if not isinstance(new, ModelState):
+            raise ValueError(f"put needs a ModelState, got {type(new).__name__}")
+        if new.origin.fingerprint != self.origin.fingerprint:
             raise ValueError("put needs two states of one model, got one of another configuration")
-        return super().put(rows, new)
+        return replace(super().put(rows, new), origin=self.origin.joined(new.origin))
 
     def save(self, path: str | Path) -> None:
         """Write the state as one safetensors file, moved into place when complete.
@@ -152,32 +168,41 @@ class ModelState(State):
             "seen": json.dumps(self.seen),
             "layers": json.dumps(tree),
         }
-        write_whole(path, lambda aside: save_file(tensors, aside, metadata))
+        metadata["hash"] = hash_tensors(tensors, metadata)
+        write_whole(path, lambda aside: aside.write_bytes(bytes_of(tensors, metadata)))
 
     @classmethod
     def load(cls, path: str | Path) -> ModelState:
         """Read a file written by :meth:`save`; the model checks at the first use that it is its own.
 
+        The file is read whole: whatever happens to it afterwards, the state stays as it is.
+
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is not a state file, is damaged, or is of another format version or semantics.
+            ValueError: it is not a state file, is damaged or edited, or is of another format version or semantics.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"state file {str(path)!r} does not exist")
+        content = Path(path).read_bytes()
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = tensors_of(content)
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         except Exception as error:
             raise ValueError(f"state file {str(path)!r} is not a readable safetensors file: {error}") from error
+        metadata = header.get("__metadata__", {})
         if metadata.get("format") != "titans-state":
             raise ValueError(f"state file {str(path)!r} holds no titans state")
         if (version := metadata.get("version")) != str(FORMAT_VERSION):
             raise ValueError(f"state file {str(path)!r} has format version {version}, not {FORMAT_VERSION}")
         check_semantics(metadata.get("semantics"), f"state file {str(path)!r}")
+        told = {name: value for name, value in metadata.items() if name != "hash"}
+        if set(told) != set(WORDS) or metadata.get("hash") != hash_tensors(tensors, told):
+            raise ValueError(f"state file {str(path)!r} is damaged: its content is not what was saved (hash)")
         try:
             layers = decode(json.loads(metadata["layers"]), tensors, "layers")
-            read = torch.tensor(json.loads(metadata["seen"]), dtype=torch.int64)
-            return cls(layers, read, Origin(metadata["config"], weights=metadata["weights"]))
-        except (KeyError, TypeError, ValueError) as error:
+            read = counts(json.loads(metadata["seen"]))
+            state = cls(layers, read, Origin(metadata["config"], weights=metadata["weights"]))
+            check_rows(state)
+        except (KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
             raise ValueError(f"state file {str(path)!r} is damaged: {error}") from error
+        return state

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from titans.models.config import TitansConfig
 from titans.models.language_model import TitansModel
+from titans.ops.memory import Engine
 
 
 class Shorthand(TitansModel):
@@ -14,6 +15,7 @@ class Shorthand(TitansModel):
     Args:
         vocab_size, d_model, n_layers, mem_layers, d_hidden, n_persistent, chunk_size, ffn_mult, use_momentum,
         use_decay: as in :class:`TitansConfig`.
+        engine: how the memories compute, as `TitansModel` has it.
         fields: any other field of :class:`TitansConfig`, by name.
     """
 
@@ -31,6 +33,7 @@ class Shorthand(TitansModel):
         ffn_mult: float = 4,
         use_momentum: bool | None = None,
         use_decay: bool | None = None,
+        engine: Engine | None = None,
         **fields: Any,
     ):
         super().__init__(
@@ -47,7 +50,8 @@ class Shorthand(TitansModel):
                 use_momentum=use_momentum,
                 use_decay=use_decay,
                 **fields,
-            )
+            ),
+            engine,
         )
 
 

@@ -1,5 +1,6 @@
 """What watches a run: metrics to JSONL, the curve, the progress display, and stopping on a signal."""
 
+import io
 import json
 import signal
 import threading
@@ -8,13 +9,47 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from titans.files import write_whole
+from titans.training.checkpoints import read_records
+
+
+class _Nowhere(io.TextIOBase):
+    """Takes everything, keeps nothing."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+class Unbreakable:
+    """A stream whose writes never fail: a display is not worth the run.
+
+    The terminal may be closed, the pipe's reader gone, the disk behind it full. The first failure ends the display.
+    """
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self._attempt(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(lambda: self.stream.flush())
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except (OSError, ValueError, AttributeError):  # no stream, a closed one, or one that takes nothing more
+            self.stream = _Nowhere()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 class Metrics(TrainerCallback):
@@ -37,9 +72,8 @@ class Metrics(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._mark = time.perf_counter()
-        if self.path.exists():  # a resumed run may have no step left to take
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                self.last.update(json.loads(line))
+        for record in read_records(self.path)[0]:  # a resumed run may have no step left to take
+            self.last.update(record)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         now = time.perf_counter()
@@ -86,7 +120,8 @@ class Pictures(TrainerCallback):
                 try:
                     write_whole(image, partial(draw, self.metrics))
                 except Exception as error:  # whatever it is, it is not worth the run
-                    self.console.print(f"{image} could not be drawn: {error}", highlight=False)
+                    told = f"{image} could not be drawn: {error}"
+                    self.console.print(told, highlight=False, markup=False, soft_wrap=True)
             self._drawn_at = state.global_step
 
     on_train_end = on_evaluate
@@ -102,6 +137,7 @@ class Display(TrainerCallback):
     """
 
     def __init__(self, console: Console, metrics: Metrics, log_every: int):
+        console.file = cast(IO[str], Unbreakable(console.file))
         self.console = console
         self.metrics = metrics
         self.log_every = log_every
@@ -123,7 +159,7 @@ class Display(TrainerCallback):
             return
         if "eval_loss" in logs:
             validation = f"validation {logs['eval_loss']:.4f} nats/token, {logs['eval_bpb']:.4f} bits per byte"
-            self.console.print(f"step {state.global_step}: {validation}", highlight=False)
+            self.console.print(f"step {state.global_step}: {validation}", highlight=False, markup=False)
         elif "loss" in logs:
             self._step(state, f"loss {logs['loss']:.4f}  {self.metrics.tokens_per_s:,.0f} tokens/s")
 
@@ -131,7 +167,11 @@ class Display(TrainerCallback):
         if self.progress is not None:
             self.progress.update(self.progress.task_ids[0], completed=state.global_step, status=status)
         elif state.global_step % self.log_every == 0 or state.global_step == state.max_steps:
-            self.console.print(f"step {state.global_step}/{state.max_steps}  {status}", highlight=False)
+            self.console.print(f"step {state.global_step}/{state.max_steps}  {status}", highlight=False, markup=False)
+
+    def say(self, line: str) -> None:
+        """A line of its own, as it stands."""
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Leave the terminal as it was; safe to call twice."""
@@ -140,8 +180,14 @@ class Display(TrainerCallback):
             self.progress = None
 
 
+HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
+STOPPING = [number for number in (signal.SIGINT, signal.SIGTERM, HANGUP) if number is not None]
+
+
 class StopOnSignal(TrainerCallback):
-    """On SIGINT or SIGTERM: finish the step, save a checkpoint, stop. A second signal acts as it always does.
+    """On SIGINT, SIGTERM or SIGHUP (a closed terminal): finish the step, save a checkpoint, stop.
+
+    A second signal acts as it always does.
 
     Used as a context manager around the run; ``received`` is the signal's number, or None.
     """
@@ -152,8 +198,9 @@ class StopOnSignal(TrainerCallback):
 
     def __enter__(self) -> "StopOnSignal":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._on_signal)
+            for number in STOPPING:
+                if number != HANGUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup asks for that
+                    self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *exception: object) -> None:

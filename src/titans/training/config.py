@@ -2,15 +2,17 @@
 
 import copy
 import difflib
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from titans.models import TitansConfig
+from titans.models.config import MOST, CheckedModel
 from titans.ops.memory import Engine
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -23,14 +25,29 @@ SHARED_FIELDS = {
 }
 
 
+LONGEST_FILE = 10_000_000  # bytes
+DEEPEST = 20  # parts of a field's name
+
+
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message is one line that names the field and its value."""
 
 
-class Section(BaseModel):
+def _expanded(path: str) -> str:
+    """``~`` at the beginning is the home folder, as in a shell."""
+    if "\0" in path:
+        raise ValueError("a path holds no NUL")
+    return os.path.expanduser(path)
+
+
+Words = Annotated[str, Field(min_length=1)]
+Place = Annotated[str, Field(min_length=1), AfterValidator(_expanded)]
+
+
+class Section(CheckedModel):
     """Base of the sections: unknown keys are errors, assignment is validated."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)
+    model_config = ConfigDict(validate_default=True)
 
 
 class DataSection(Section):
@@ -44,11 +61,11 @@ class DataSection(Section):
         length: tokens per training window, ≥ 2; the model's ``max_seq_len`` when left out.
     """
 
-    source: str = "stdlib"
-    tokenizer: str = "bytes"
-    text_field: str = "text"
-    data_dir: str | None = None
-    length: int = Field(ge=2)
+    source: Place = "stdlib"
+    tokenizer: Place = "bytes"
+    text_field: Words = "text"
+    data_dir: Place | None = None
+    length: int = Field(ge=2, le=MOST)
 
 
 class TrainingSection(Section):
@@ -83,30 +100,30 @@ class TrainingSection(Section):
         threads: CPU threads of torch, None for torch's own choice.
     """
 
-    output_dir: str = "runs/titans"
-    init_from: str | None = None
-    steps: int = Field(1000, ge=1)
-    batch_size: int = Field(8, ge=1)
-    gradient_accumulation: int = Field(1, ge=1)
-    lr: float = Field(gt=0)
-    min_lr_ratio: float = Field(0.1, ge=0, le=1)
-    warmup_steps: int = Field(100, ge=0)
-    weight_decay: float = Field(0.1, ge=0)
-    clip: float = Field(1.0, ge=0)
+    output_dir: Place = "runs/titans"
+    init_from: Place | None = None
+    steps: int = Field(1000, ge=1, le=MOST)
+    batch_size: int = Field(8, ge=1, le=2**20)
+    gradient_accumulation: int = Field(1, ge=1, le=2**20)
+    lr: float = Field(gt=0, le=1000, allow_inf_nan=False)
+    min_lr_ratio: float = Field(0.1, ge=0, le=1, allow_inf_nan=False)
+    warmup_steps: int = Field(100, ge=0, le=MOST)
+    weight_decay: float = Field(0.1, ge=0, le=1000, allow_inf_nan=False)
+    clip: float = Field(1.0, ge=0, le=1e9, allow_inf_nan=False)
     precision: Literal["float32", "bf16"] = "float32"
     engine: Engine = "auto"
     device: Literal["auto", "cpu"] = "auto"
-    eval_every: int = Field(200, ge=0)
-    eval_tokens: int = Field(100_000, ge=1)
-    save_every: int = Field(500, ge=0)
-    keep_checkpoints: int = Field(2, ge=1)
-    log_every: int = Field(10, ge=1)
-    probe_every: int = Field(10, ge=0)
+    eval_every: int = Field(200, ge=0, le=MOST)
+    eval_tokens: int = Field(100_000, ge=1, le=2**53)
+    save_every: int = Field(500, ge=0, le=MOST)
+    keep_checkpoints: int = Field(2, ge=1, le=MOST)
+    log_every: int = Field(10, ge=1, le=MOST)
+    probe_every: int = Field(10, ge=0, le=MOST)
     carry_state: bool = False
-    carry_fresh: float = Field(0.3, ge=0, le=1)
-    carry_turns: int = Field(4, ge=1)
-    seed: int = Field(0, ge=0)
-    threads: int | None = Field(None, ge=1)
+    carry_fresh: float = Field(0.3, ge=0, le=1, allow_inf_nan=False)
+    carry_turns: int = Field(4, ge=1, le=2**20)
+    seed: int = Field(0, ge=0, lt=2**32)
+    threads: int | None = Field(None, ge=1, le=512)
 
 
 class TrainConfig(Section):
@@ -130,8 +147,9 @@ class TrainConfig(Section):
             own = sections[section].get(name)
             if own is None:
                 own = model.get(field, TitansConfig.model_fields[field].default)
-            if model.get(field, own) != own:
-                raise ValueError(f"{section}.{name} is {own!r} but model.{field} is {model[field]!r}: give one of them")
+            theirs = model.get(field, own)
+            if theirs is not own and theirs != own:
+                raise ValueError(f"{section}.{name} is {own!r} but model.{field} is {theirs!r}: give one of them")
             sections[section][name] = model[field] = own
         return {**raw, **sections}
 
@@ -170,7 +188,11 @@ class TrainConfig(Section):
 
     def to_yaml(self, path: str | Path) -> None:
         """Write ``to_dict`` as YAML."""
-        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+        Path(path).write_text(self.to_text(), encoding="utf-8")
+
+    def to_text(self) -> str:
+        """``to_dict`` as YAML."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
 
 def load_model_config(path: str | Path, overrides: Sequence[str] = ()) -> TitansConfig:
@@ -192,9 +214,13 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
         ConfigError: when it is missing, not readable, not YAML or not a mapping.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with open(path, "rb") as file:
+            content = file.read(LONGEST_FILE + 1)
+        text = content.decode("utf-8-sig")
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
         raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    if len(content) > LONGEST_FILE:
+        raise ConfigError(f"{path}: longer than {LONGEST_FILE:,} bytes, that is no configuration")
     raw = _parse_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected sections such as 'model:', got {type(raw).__name__}")
@@ -207,15 +233,27 @@ def describe(error: ValidationError, root: type[BaseModel] | None = None) -> str
     for item in error.errors(include_url=False):
         path = [str(part) for part in item["loc"]]
         if item["type"] == "extra_forbidden":
-            message = f"unknown key{_suggestion(path, root)} (value {item['input']!r})"
+            message = f"unknown key{_suggestion(path, root)} (value {_short(item['input'])})"
         elif item["type"] == "missing":
             message = "required, but not given"
         else:
             message = item["msg"].removeprefix("Value error, ")
             if not isinstance(item["input"], (dict, BaseModel)):
-                message += f" (got {item['input']!r})"
-        lines.append(": ".join(filter(None, [".".join(path), message])))
-    return " ".join("; ".join(lines).split())
+                message += f" (got {_short(item['input'])})"
+        lines.append(": ".join(filter(None, [_short(".".join(path), str), message])))
+    more = f"; and {len(lines) - 5} more" if len(lines) > 5 else ""
+    return " ".join("; ".join(lines[:5]).split()) + more
+
+
+def _short(value: Any, write: Callable[[Any], str] = repr) -> str:
+    """A value as a message shows it, a long one cut."""
+    if isinstance(value, list | tuple | dict | set) and len(value) > 3:  # its text alone could fill the memory
+        return f"a {type(value).__name__} of {len(value)}"
+    try:
+        text = write(value)
+    except (RecursionError, ValueError):  # ValueError: an integer of thousands of digits
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 120 else f"{text[:100]}… ({len(text)} characters)"
 
 
 def _validated(model: type[Model], raw: dict[str, Any], overrides: Sequence[str], origin: str) -> Model:
@@ -227,10 +265,21 @@ def _validated(model: type[Model], raw: dict[str, Any], overrides: Sequence[str]
         return model.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(f"{origin}: {describe(error, model)}") from error
+    except (TypeError, ArithmeticError, RecursionError) as error:  # a validator met what it did not expect
+        raise ConfigError(f"{origin}: {type(error).__name__}: {error}") from error
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads ``1e-3`` as a number, as YAML 1.2 and every user do."""
+    """SafeLoader that reads ``1e-3`` as a number, as YAML 1.2 and every user do, and refuses a key given twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        known = set()
+        for key, _ in node.value:
+            if key.value in known and isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                raise yaml.YAMLError(f"{_short(key.value)} is given twice, again in line {line}")
+            known.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -241,15 +290,19 @@ _Loader.add_implicit_resolver(
 def _parse_yaml(text: str, origin: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{origin}: not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise ConfigError(f"{origin}: nested too deeply") from None
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:  # the others: a date of month 13, say
+        raise ConfigError(f"{origin}: not YAML: {_short(' '.join(str(error).split()), str)}") from error
 
 
 def set_field(raw: dict[str, Any], override: str) -> None:
     """Apply one ``a.b=c`` to the nested mapping in place."""
     path, sign, text = override.partition("=")
     if not sign or not path or not all(path.split(".")):
-        raise ConfigError(f"--set {override}: expected section.field=value")
+        raise ConfigError(f"--set {_short(override, str)}: expected section.field=value")
+    if path.count(".") >= DEEPEST:
+        raise ConfigError(f"--set {_short(override, str)}: no field lies so deep")
     *parents, last = path.split(".")
     node: Any = raw
     for depth, parent in enumerate(parents):
@@ -257,8 +310,10 @@ def set_field(raw: dict[str, Any], override: str) -> None:
             node[parent] = {}
         node = node[parent]
         if not isinstance(node, dict):
-            raise ConfigError(f"--set {override}: {'.'.join(parents[: depth + 1])} is {node!r}, it has no fields")
-    node[last] = _parse_yaml(text, f"--set {override}")
+            raise ConfigError(
+                f"--set {_short(override, str)}: {'.'.join(parents[: depth + 1])} is {_short(node)}, it has no fields"
+            )
+    node[last] = _parse_yaml(text, f"--set {_short(override, str)}")
 
 
 def _as_dict(section: Any) -> Any:

@@ -1,7 +1,10 @@
 """The data of a run: documents and tokenizer from the configuration's ``data`` section, and its batches."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,7 +22,11 @@ from titans.data import (
 )
 from titans.training.config import ConfigError, TrainConfig
 
-TOKENIZER_DIR = "tokenizer"
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+TOKENIZER = "tokenizer.json"
+BYTES = "titans_bytes"  # in tokenizer_config.json: the ids are byte values, which `ByteTokenizer` makes much faster
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,12 @@ class RunData:
     training: TokenDocuments
     validation: EvaluationWindows | None
     tokenizer: Tokenizer
+
+    @property
+    def fingerprints(self) -> dict[str, str | None]:
+        """A hash of the tokens of each split, None for one that is not read."""
+        held_out = None if self.validation is None else self.validation.documents.fingerprint
+        return {"train": self.training.fingerprint, "validation": held_out}
 
 
 def load_data(config: TrainConfig) -> RunData:
@@ -54,13 +67,21 @@ def load_data(config: TrainConfig) -> RunData:
             )
         options = {"text_field": section.text_field, "data_dir": section.data_dir}
         training = TokenDocuments.from_texts(load_documents(section.source, "train", **options), tokenizer)
+        if len(training.tokens) < section.length:
+            raise ConfigError(
+                f"data.length: {section.length} is more than the {len(training.tokens)} tokens of the train split of "
+                f"data.source {section.source!r}"
+            )
         if not config.training.eval_every:
             return RunData(training, None, tokenizer)
         held_out = TokenDocuments.from_texts(load_documents(section.source, "validation", **options), tokenizer)
         windows = evaluation_windows(held_out, section.length, config.eval_windows)
     except ConfigError:
         raise
-    except (ValueError, OSError, ImportError) as error:
+    except OSError as error:
+        told = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        raise ConfigError(f"data.{told}" if told.startswith(("source", "tokenizer")) else f"data: {told}") from error
+    except (ValueError, ImportError) as error:
         raise ConfigError(f"data.{error}") from error
     return RunData(training, windows, tokenizer)
 
@@ -117,17 +138,52 @@ def collate(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return batch
 
 
-def save_tokenizer(tokenizer: Tokenizer, model_dir: Path) -> None:
-    """Write the tokenizer into the model's folder; bytes need none."""
+def save_tokenizer(tokenizer: Tokenizer, model_dir: str | Path) -> None:
+    """Write the tokenizer into the model's folder, in the files that ``AutoTokenizer`` opens."""
+    auto_tokenizer(tokenizer).save_pretrained(model_dir)
+
+
+def auto_tokenizer(tokenizer: Tokenizer) -> "PreTrainedTokenizerFast":
+    """The same tokenizer as transformers has it: end, begin and padding are the separator, which no text can spell."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
     if isinstance(tokenizer, HuggingFaceTokenizer):
-        tokenizer.save(model_dir / TOKENIZER_DIR)
+        with TemporaryDirectory() as folder:
+            tokenizer.save(folder)
+            backend = Backend.from_file(str(Path(folder) / "tokenizer.json"))
+        end, settings = backend.id_to_token(tokenizer.separator_id), {}
+    else:
+        letters = bytes_to_unicode()  # the letter that stands for each byte in a tokenizer.json
+        backend = Backend(models.BPE(vocab={letters[byte]: byte for byte in range(256)}, merges=[]))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # type: ignore[assignment]
+        backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+        end, settings = letters[tokenizer.separator_id], {BYTES: True}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=end,
+        eos_token=end,
+        pad_token=end,
+        padding_side="left",  # of prompts: what is generated follows the last token
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+        **settings,
+    )
 
 
 def load_saved_tokenizer(model_dir: str | Path) -> Tokenizer:
-    """The tokenizer that a run saved with its model: the one in the folder, else bytes.
+    """The tokenizer that lies in a model's folder, else bytes.
 
     Raises:
         ValueError: the folder's tokenizer is not readable.
     """
-    folder = Path(model_dir) / TOKENIZER_DIR
-    return load_tokenizer(folder) if folder.exists() else ByteTokenizer()
+    folder = Path(model_dir)
+    if not (folder / TOKENIZER).exists():
+        older = folder / "tokenizer"  # where runs kept it before their folders were those of transformers
+        return load_tokenizer(older) if older.exists() else ByteTokenizer()
+    settings = folder / "tokenizer_config.json"
+    told = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
+    return ByteTokenizer() if told.get(BYTES) else load_tokenizer(folder)

@@ -48,8 +48,10 @@ def build_optimizer(
         The optimizer, its first group decayed and its second (`undecayed_parameters`) not.
 
     Raises:
-        ValueError: when the model has no trainable parameter.
+        ValueError: when the model has no trainable parameter, or ``weight_decay`` is out of range.
     """
+    if not 0 <= weight_decay < math.inf:
+        raise ValueError(f"weight_decay: must be at least 0, got {weight_decay}")
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise ValueError("model: no parameter requires a gradient, there is nothing to train")

@@ -1,5 +1,7 @@
 """A training run from its configuration: data, model, Trainer, and what is left in the output folder."""
 
+import math
+import secrets
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,10 +18,12 @@ from titans.data import StreamDataset, WindowDataset
 from titans.files import write_whole
 from titans.hf import TitansForCausalLM, TitansHFConfig
 from titans.models import TitansModel, load_model
+from titans.models.config import FREE
 from titans.training import checkpoints
 from titans.training.callbacks import Display, Metrics, Pictures, StopOnSignal
 from titans.training.config import ConfigError, TrainConfig, TrainingSection
-from titans.training.data import EvaluationStreams, RunData, collate, load_data, save_tokenizer
+from titans.training.data import EvaluationStreams, RunData, auto_tokenizer, collate, load_data, save_tokenizer
+from titans.training.folder import run_folder
 from titans.training.plots import plot_curve, plot_memory
 from titans.training.trainer import TitansTrainer
 
@@ -63,30 +67,41 @@ def train(
         The end of the run; its ``signal`` is set when SIGINT or SIGTERM stopped it after a checkpoint.
 
     Raises:
-        ConfigError: unusable data, nothing to resume, a run in the way, settings that do not fit the run to resume, or
-            a model in ``training.init_from`` that is not the configured one.
+        ConfigError: unusable data, nothing whole to resume, a run in the way or at work in the folder, settings that
+            do not fit the run to resume, or a model in ``training.init_from`` that is not the configured one.
         NonFiniteError: the loss or a gradient was not finite; the last good step is saved.
+        CheckpointError: a checkpoint could not be written.
     """
+    with run_folder(config.training.output_dir):
+        return _train(config, resume, Console(stderr=True) if console is None else console, callbacks)
+
+
+def _train(config: TrainConfig, resume: bool, console: Console, callbacks: Sequence[TrainerCallback]) -> TrainResult:
+    """`train` in a folder that is ours alone."""
     found = checkpoints.check_folder(config, resume)
     initial = None
     if found is not None:
-        _check_semantics(found[0])
+        _check_weights(found.folder)
     elif config.training.init_from is not None:
         initial = _initial_model(config)
     data = load_data(config)
     output_dir = Path(config.training.output_dir)
-    console = Console(stderr=True) if console is None else console
     stop = StopOnSignal()
     with _surroundings(config.training.threads), stop:
         trainer, metrics, display = _assemble(config, data, console, [*callbacks, stop])
+        run = secrets.token_hex(8) if found is None else found.stamp.run
+        trainer.stamp = checkpoints.Stamp(run, trainer.args.world_size, data.fingerprints)
+        if found is not None:
+            checkpoints.check_stamp(found, trainer.stamp)
         if initial is not None:
             trainer.network.model.load_state_dict(initial.state_dict())
         if trainer.is_world_process_zero():
-            output_dir.mkdir(parents=True, exist_ok=True)
-            checkpoints.truncate_metrics(metrics.path, found[1] if found else -1)
-            write_whole(output_dir / checkpoints.CONFIG_FILE, config.to_yaml)
+            checkpoints.write_config(config, run)
+            lost = checkpoints.truncate_metrics(metrics.path, found.step if found else -1)
+            for note in (*(found.notes if found else ()), *([lost] if lost else ())):
+                display.say(note)
         try:
-            trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
+            trainer.train(resume_from_checkpoint=str(found.folder) if found else None)
         finally:
             display.close()
         finished = trainer.state.global_step >= config.training.steps
@@ -94,7 +109,7 @@ def train(
             write_whole(output_dir / checkpoints.MODEL_DIR, lambda folder: _save(trainer, data, folder))
     return TrainResult(
         step=trainer.state.global_step,
-        loss=metrics.last["loss"],
+        loss=metrics.last.get("loss", math.nan),
         eval_loss=metrics.last.get("eval_loss"),
         eval_bpb=metrics.last.get("eval_bpb"),
         model_dir=output_dir / checkpoints.MODEL_DIR if finished else None,
@@ -102,12 +117,12 @@ def train(
     )
 
 
-def _check_semantics(checkpoint: Path) -> None:
-    """transformers would load weights that were trained under other semantics without a word."""
+def _check_weights(checkpoint: Path) -> None:
+    """transformers would go on without tensors that are missing, or trained under other semantics, after a warning."""
     try:
-        TitansHFConfig.from_pretrained(checkpoint)
-    except ValueError as error:
-        raise ConfigError(f"training.output_dir: {checkpoint}: {error}") from error
+        load_model(checkpoint)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"training.output_dir: {error}") from error
 
 
 def _initial_model(config: TrainConfig) -> TitansModel:
@@ -123,7 +138,7 @@ def _initial_model(config: TrainConfig) -> TitansModel:
         raise ConfigError(f"training.init_from: {error}") from error
     theirs = model.config.to_dict()
     for field, value in config.model.to_dict().items():
-        if theirs[field] != value and field not in ("max_seq_len", "lr", "gradient_checkpointing"):
+        if theirs[field] != value and field not in FREE:
             raise ConfigError(
                 f"training.init_from: the model in {folder} has {field} = {theirs[field]!r}, model.{field} is {value!r}"
             )
@@ -146,7 +161,9 @@ def _assemble(
         drawn[checkpoints.MEMORY_FILE] = plot_memory
     pictures = Pictures(console, metrics.path, {folder / name: draw for name, draw in drawn.items()})
     set_seed(settings.seed)
-    model = TitansForCausalLM(TitansHFConfig(config.model))
+    end = data.tokenizer.separator_id
+    ends = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    model = TitansForCausalLM(TitansHFConfig(config.model, **ends))
     model.model.set_engine(settings.engine)
     evaluation = data.validation
     if evaluation is not None and settings.carry_state:
@@ -156,6 +173,7 @@ def _assemble(
         settings,
         model=model,
         args=arguments,
+        processing_class=auto_tokenizer(data.tokenizer),
         data_collator=collate,
         train_dataset=_windows(config, data, windows_per_step, arguments.world_size),
         eval_dataset=evaluation,
@@ -177,6 +195,7 @@ def _windows(config: TrainConfig, data: RunData, windows_per_step: int, processe
 
 def trainer_arguments(settings: TrainingSection) -> TrainingArguments:
     """Our settings in transformers' words, everything that prints or reports on its own switched off."""
+    on_cpu = settings.device == "cpu" or not torch.accelerator.is_available()
     return TrainingArguments(
         output_dir=settings.output_dir,
         max_steps=settings.steps,
@@ -186,16 +205,15 @@ def trainer_arguments(settings: TrainingSection) -> TrainingArguments:
         learning_rate=settings.lr,
         max_grad_norm=settings.clip,
         bf16=settings.precision == "bf16",
-        use_cpu=settings.device == "cpu",
+        use_cpu=on_cpu,  # without an accelerator "auto" is the CPU in every respect
         save_strategy="steps",
         save_steps=settings.save_every or settings.steps,
-        save_total_limit=settings.keep_checkpoints,
         eval_strategy="steps" if settings.eval_every else "no",
         eval_steps=settings.eval_every or None,
         logging_steps=1,
         logging_nan_inf_filter=False,
         seed=settings.seed,
-        dataloader_pin_memory=settings.device != "cpu" and torch.cuda.is_available(),
+        dataloader_pin_memory=not on_cpu and torch.cuda.is_available(),
         remove_unused_columns=False,
         report_to="none",
         disable_tqdm=True,
@@ -205,8 +223,8 @@ def trainer_arguments(settings: TrainingSection) -> TrainingArguments:
 
 
 def _save(trainer: TitansTrainer, data: RunData, folder: Path) -> None:
-    """The trained model in our own format, and its tokenizer beside it."""
-    trainer.network.model.save_pretrained(folder)
+    """The trained model and its tokenizer."""
+    trainer.network.save_pretrained(folder)
     save_tokenizer(data.tokenizer, folder)
 
 

@@ -1,20 +1,22 @@
 """transformers' Trainer with our optimizer, schedule, data order, evaluation and watch for non-finite values."""
 
 import inspect
+import tempfile
 from collections.abc import Callable, Sized
+from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer
 
 from titans.data import bits_per_byte
 from titans.hf import TitansForCausalLM
-from titans.training import finite
+from titans.training import checkpoints, finite
 from titans.training.carry import CarriedStates
-from titans.training.checkpoints import last_checkpoint
 from titans.training.config import TrainingSection
 from titans.training.optimizer import build_optimizer, get_cosine_schedule_with_warmup
 from titans.training.probe import probe
@@ -38,7 +40,9 @@ class TitansTrainer(Trainer):
             self.carried = CarriedStates(settings.carry_turns, settings.gradient_accumulation)
         self._probed: dict[str, Any] = {}  # until the step is logged
         self._inputs: dict[str, Any] = {}  # of the last forward pass in training
+        self.stamp = checkpoints.Stamp("", 1, {})  # of the run; set before it begins
         super().__init__(**kwargs)
+        self.model_accepts_loss_kwargs = False  # windows are full: a step's loss is the mean over its micro-batches
         self._accepted = inspect.signature(self.network.forward).parameters
 
     @property
@@ -133,7 +137,28 @@ class TitansTrainer(Trainer):
         arguments = {name: value for name, value in inputs.items() if name in self._accepted}
         if carried is not None:
             arguments["state"] = carried.before(inputs["fresh"].tolist())
+            if "use_cache" in self._accepted:  # transformers switches it off in training, and the state with it
+                arguments["use_cache"] = True
         return arguments
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """transformers' files, and the manifest that makes them a checkpoint when all of them are there.
+
+        Raises:
+            CheckpointError: the folder could not be written; the checkpoints before are still there.
+        """
+        step = self.state.global_step
+        folder = Path(self.settings.output_dir) / f"checkpoint-{step}"
+        try:
+            if self.args.should_save:
+                checkpoints.clear_the_way(folder, self.stamp.run)
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                checkpoints.finish(folder, step, self.stamp, self.settings.keep_checkpoints)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise checkpoints.CheckpointError(f"{folder} could not be written: {_reason(folder, error)}") from error
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Of every process, as transformers does; the carried states lie beside it."""
@@ -166,13 +191,25 @@ class TitansTrainer(Trainer):
             self.carried.drop()
         message = f"step {self.state.global_step + 1}: {problem}"
         broken = finite.first_bad_parameter(self.network)
-        found = last_checkpoint(self.settings.output_dir)
+        found = checkpoints.last_checkpoint(self.settings.output_dir)
         if broken is not None:
             message += f"; the weights are already bad, {broken} first"
         elif found is None or found[1] != self.state.global_step:
             self._save_checkpoint(self.network, trial=None)
-            found = last_checkpoint(self.settings.output_dir)
+            found = checkpoints.last_checkpoint(self.settings.output_dir)
         raise finite.NonFiniteError(f"{message}; last good checkpoint: {'none' if found is None else found[0]}")
+
+
+def _reason(folder: Path, error: Exception) -> str:
+    """What the system says; torch and safetensors put their own words in its place."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    try:
+        with tempfile.TemporaryFile(dir=folder.parent) as file:
+            file.write(bytes(2**22))
+    except OSError as second:
+        return second.strerror or str(second)
+    return str(error).partition("\n")[0]
 
 
 def row_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

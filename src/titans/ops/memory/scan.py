@@ -5,6 +5,7 @@ Legend: B batch, T tokens, H heads, D head width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +18,7 @@ from titans.ops.memory.chunked import chunked_scan, empty_chunk, read_open
 from titans.ops.memory.engines import Engine, Scan, engine_for
 from titans.ops.memory.maps import where_rows
 from titans.ops.memory.rule import Rule
-from titans.ops.memory.state import MemoryState
+from titans.ops.memory.state import MemoryState, check_made_alike, rule_name
 from titans.ops.memory.tokens import Gate, Gates, Tokens
 from titans.ops.rows import Packing, Rows
 from titans.state import counts
@@ -92,18 +93,26 @@ def memory_scan(
 
     Source: Titans (2501.00663) Eqs. 8-16; MIRAS (2504.13173) §3-5.
     """
+    if miras is not None and not isinstance(miras, MirasConfig):
+        raise ValueError(f"miras must be a MirasConfig, got {miras!r}")
+    for name, tensors in (("weights", weights), ("norm", norm)):
+        if not isinstance(tensors, tuple | list) and not (name == "norm" and norm is None):
+            raise ValueError(f"{name} must be a tuple of tensors, got {type(tensors).__name__}")
+    if not isinstance(chunk_size, int):
+        raise ValueError(f"chunk_size must be an integer, got {chunk_size!r}")
     rule = Rule(miras or MirasConfig.steady(), weights, chunk_size, norm, steps)
     tokens = Tokens(q, k, v, Gates(theta, eta, alpha, None), delta)
     _check(rule, tokens)
+    _check_values(rule, tokens, _check_mask("mask", mask, q))
     tokens = stored(tokens, _check_mask("store_mask", store_mask, q))
     packing = None
-    if _check_mask("mask", mask, q) is not None and mask is not None and not bool(mask.all()):
+    if mask is not None and not bool(mask.all()):
         packing = Packing.of(mask)
         tokens = tokens.each(packing.pack)
     seen = (0,) * q.shape[0] if state is None else _check_state(state, rule, tokens)
     rows = Rows(seen, packing.counts, q.shape[1]) if packing is not None else Rows.whole(seen, q.shape[1])
     y, after, _ = scan(rule, tokens, state, rows, engine_for(engine, rule.miras, q.device))
-    return y if packing is None else packing.unpack(y), after
+    return y if packing is None else packing.unpack(y), replace(after, rule=rule_name(rule.miras))
 
 
 def scan(
@@ -240,9 +249,11 @@ def _check(rule: Rule, tokens: Tokens) -> None:
     q, gates, miras = tokens.q, tokens.gates, rule.miras
     if q.dim() != 4 or 0 in q.shape:
         raise ValueError(f"q must be a non-empty [B, T, H, D], got {list(q.shape)}")
-    for name, x in (("k", tokens.k), ("v", tokens.v)):
+    for name, x in (("q", q), ("k", tokens.k), ("v", tokens.v)):
         if x.shape != q.shape:
             raise ValueError(f"{name} must have q's shape {list(q.shape)}, got {list(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"{name} must be floating point, got {x.dtype}")
     rule.check(*q.shape[2:])
     _check_gate("theta", gates.theta, q, miras)
     for name, gate in (("eta", gates.eta), ("alpha", gates.alpha)):
@@ -262,6 +273,43 @@ def _check(rule: Rule, tokens: Tokens) -> None:
         raise ValueError(f"delta must be a tensor, got {type(delta).__name__}")
     if delta is not None and delta.shape not in (q.shape[:3], q.shape):
         raise ValueError(f"delta must be {list(q.shape[:3])} or {list(q.shape)}, got {list(delta.shape)}")
+
+
+def _check_values(rule: Rule, tokens: Tokens, mask: Tensor | None) -> None:
+    """Everything finite and every gate in its range, where a look is cheap."""
+    if tokens.q.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    gates, delta = tokens.gates, tokens.delta
+    steps = rule.steps or ()
+    ranges = (
+        *(("q", tokens.q, -math.inf, math.inf), ("k", tokens.k, -math.inf, math.inf)),
+        *(("v", tokens.v, -math.inf, math.inf), ("eta", gates.eta, 0.0, 1.0)),
+        *(("theta", g, 0.0, math.inf) for g in _parts(gates.theta)),
+        *(("alpha", g, 0.0, 1.0) for g in _parts(gates.alpha)),
+        *(("delta", d, math.ulp(0.0), math.inf) for d in _parts(delta)),
+    )
+    for name, x, low, high in ranges:
+        if x is not None:
+            check_range(name, x if mask is None else x[mask], low, high)
+    for name, values, low in (("weights", rule.initial, -math.inf), ("steps", steps, math.ulp(0.0))):
+        for x in values:
+            check_range(name, x, low, math.inf)
+
+
+def _parts(gate: Gate | None) -> tuple[Tensor, ...]:
+    return () if gate is None else gate if isinstance(gate, tuple) else (gate,)
+
+
+def check_range(name: str, x: Tensor, low: float = -math.inf, high: float = math.inf) -> None:
+    """Raise a ValueError unless every entry of ``x`` is finite and lies in [low, high]."""
+    if not x.numel():
+        return
+    least, most = (float(end) for end in x.detach().aminmax())
+    if not (math.isfinite(least) and math.isfinite(most)):
+        raise ValueError(f"{name} must be finite, got {'NaN' if math.isnan(least) else 'an infinite entry'}")
+    if least < low or most > high:
+        span = f"lie in [{low:g}, {high:g}]" if high < math.inf else "be positive" if low else "be at least 0"
+        raise ValueError(f"{name} must {span}, got {least if least < low else most:g}")
 
 
 def _check_gate(name: str, gate: Gate, q: Tensor, miras: MirasConfig) -> None:
@@ -289,8 +337,7 @@ def _check_state(state: MemoryState, rule: Rule, tokens: Tokens) -> tuple[int, .
     """The tokens that its rows have seen, once it fits."""
     if not isinstance(state, MemoryState):
         raise ValueError(f"state must be a MemoryState, got {type(state).__name__}")
-    if state.chunk_size != rule.chunk_size:
-        raise ValueError(f"state was made with chunk_size {state.chunk_size}, this memory has {rule.chunk_size}")
+    check_made_alike(state, rule.chunk_size, rule_name(rule.miras))
     wanted = [[tokens.q.shape[0], *w.shape] for w in rule.initial]
     if (found := [list(w.shape) for w in state.weights]) != wanted:
         raise ValueError(f"state has weights of shapes {found}, this memory and batch need {wanted}")

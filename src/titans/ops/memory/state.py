@@ -6,6 +6,8 @@ first two dimensions are one, G = B·H.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +16,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from titans.miras import MirasConfig
+from titans.miras.choice import BY_NAME
 from titans.ops.memory.tokens import Gates
 from titans.ops.rows import valid
-from titans.state import State
+from titans.state import State, check_rows
 
 Maps = tuple[Tensor, ...]
 
@@ -72,15 +76,18 @@ class MemoryState(State):
         read: tokens seen, int64 [B]; 0 marks a fresh row, whose weights are taken from A_0 at the next call, wherever
             its stream stands.
         chunk_size: C, the chunk size that the state was made with.
+        rule: what `rule_name` calls the rule that made it, where a public door did; inside models, which vouch for
+            their states as a whole, it is empty.
     """
 
-    static: ClassVar[tuple[str, ...]] = ("chunk_size",)
+    static: ClassVar[tuple[str, ...]] = ("chunk_size", "rule")
 
     weights: Maps
     momentum: Maps
     chunk: OpenChunk
     read: Tensor
     chunk_size: int
+    rule: str = ""
 
     @property
     def count(self) -> tuple[int, ...]:
@@ -97,6 +104,28 @@ class MemoryState(State):
         """The same state with ``change`` applied to every tensor and other counts."""
         weights, momentum = tuple(map(change, self.weights)), tuple(map(change, self.momentum))
         return MemoryState(weights, momentum, self.chunk.each(change), read, self.chunk_size)
+
+
+def rule_name(miras: MirasConfig) -> str:
+    """The four choices by name, and a hash of all their settings but ``gates``, which may change between chunks."""
+    told = json.dumps(miras.model_dump(mode="json", exclude={"gates"}, context=BY_NAME), sort_keys=True)
+    names = (miras.architecture.name, miras.bias.name, miras.retention.name, miras.algorithm.name)
+    return f"{'/'.join(names)} {hashlib.sha256(told.encode()).hexdigest()[:8]}"
+
+
+def check_made_alike(state: MemoryState, chunk_size: int, rule: str) -> None:
+    """Raise a ValueError unless ``state`` is sound and of this chunk size and rule; ``rule`` as `rule_name` has it."""
+    check_rows(state)
+    if state.chunk_size != chunk_size:
+        raise ValueError(f"state was made with chunk_size {state.chunk_size}, this memory has {chunk_size}")
+    if state.rule and state.rule != rule:
+        raise ValueError(f"state was made by the rule {state.rule}, this memory has {rule}")
+    longest = max((n % chunk_size for n in state.count), default=0)
+    if not longest <= state.chunk.width < max(chunk_size, 1):
+        raise ValueError(
+            f"state.chunk holds {state.chunk.width} tokens of an open chunk, the rows have read {longest} of "
+            f"{chunk_size}"
+        )
 
 
 def memories(state: State) -> list[MemoryState]:

@@ -1,0 +1,73 @@
+"""`TitansHFConfig`: a `TitansConfig` as transformers holds it, field by field."""
+
+from typing import Any, ClassVar
+
+from transformers import PretrainedConfig
+
+from titans.models import TitansConfig
+from titans.models.config import MODEL_TYPE
+from titans.models.folder import header
+from titans.models.semantics import check_semantics
+
+NO_LIMIT = 2**30  # tokens: tools cut texts to max_position_embeddings, and nothing here has to be cut
+
+
+class TitansHFConfig(PretrainedConfig):
+    """transformers' view of a `TitansConfig`: the same fields, also under transformers' names for them.
+
+    Args:
+        titans: a `TitansConfig` or its dictionary; None: the fields among ``kwargs``, defaults for the others.
+        kwargs: fields of `TitansConfig` (``hidden_size`` and the like too), and transformers' own.
+
+    Raises:
+        ValueError: a value that `TitansConfig` refuses.
+    """
+
+    model_type = MODEL_TYPE
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012  the Trainer gathers tensors only
+    attribute_map: ClassVar[dict[str, str]] = {
+        "hidden_size": "d_model",
+        "num_hidden_layers": "n_layers",
+        "tie_word_embeddings": "tie_embeddings",
+    }
+
+    def __init__(self, titans: TitansConfig | dict[str, Any] | None = None, **kwargs):
+        kwargs = {self.attribute_map.get(name, name): value for name, value in kwargs.items()}
+        kwargs.setdefault("n_heads", kwargs.pop("num_attention_heads", None))
+        given = {name: kwargs.pop(name) for name in TitansConfig.model_fields if name in kwargs}
+        core = titans if isinstance(titans, TitansConfig) else TitansConfig(**{**given, **(titans or {})})
+        for name, value in core.to_dict().items():
+            setattr(self, name, value)
+        kwargs.pop("max_position_embeddings", None)
+        super().__init__(**{**kwargs, **header()})
+
+    @property
+    def num_attention_heads(self) -> int:
+        return self.core().attention_heads
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """So long that no tool cuts a text; ``max_seq_len`` is the length of training windows."""
+        return NO_LIMIT
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, and those that tools look for (PEFT)."""
+        return {**super().to_dict(), "num_attention_heads": self.num_attention_heads}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """What ``from_pretrained`` reads a config.json with.
+
+        Raises:
+            ValueError: its model was trained when the same configuration and weights computed something else.
+        """
+        check_semantics(config_dict.get("semantics"), "config.json")
+        return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = None) -> None:
+        """Nothing to do: every folder has a file that leads to this class."""
+
+    def core(self) -> TitansConfig:
+        """The `TitansConfig` the model is built from."""
+        return TitansConfig(**{name: getattr(self, name) for name in TitansConfig.model_fields})
