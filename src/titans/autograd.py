@@ -20,7 +20,7 @@ def hand_written(backward: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(backward)
     def exact(ctx: Any, *grads: Tensor | None) -> Any:
-        device = next(g.device.type for g in grads if g is not None)
+        device = next((g.device.type for g in grads if g is not None), "cpu")
         with torch.autocast(device, enabled=False):
             return backward(ctx, *grads)
 

@@ -135,8 +135,8 @@ def test_what_is_not_supported_is_named():
     for change, reason in [
         ({"architecture": GatedMLP()}, "gated_mlp|GatedMLP"),
         ({"bias": Huber()}, "Huber"),
-        ({"retention": KLRetention()}, "kl"),
-        ({"algorithm": Muon()}, "muon"),
+        ({"retention": KLRetention()}, "KL"),
+        ({"algorithm": Muon()}, "Muon"),
         ({"gates": "channel"}, "channel"),
     ]:
         assert re.search(reason, str(unsupported(MirasConfig(**change)))), reason

@@ -30,7 +30,7 @@ def default_theta_max(miras: MirasConfig, head_dim: int, chunk_size: int) -> flo
     return miras.step_scale / head_dim * min(1, FULL_STEP_CHUNK / chunk_size)
 
 
-def _check_count(name: str, value: int, least: int) -> None:
+def check_count(name: str, value: int, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{name} must be an integer, got {value!r}")
     if value < least:

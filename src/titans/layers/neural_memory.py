@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from titans.layers.convolution import ShortConvolution
-from titans.layers.gates import MemoryGates, default_heads, default_theta_max
+from titans.layers.gates import MemoryGates, check_count, default_heads, default_theta_max
 from titans.layers.module import Linear, Module
 from titans.miras import MirasConfig
 from titans.miras.config import resolve_miras
@@ -111,9 +111,9 @@ class NeuralMemory(Module):
             ("chunk_size", chunk_size, 1),
             ("conv_kernel", conv_kernel, 0),
         ):
-            _check_count(name, value, least)
+            check_count(name, value, least)
         n_heads = default_heads(d_model) if n_heads is None else n_heads
-        _check_count("n_heads", n_heads, 1)
+        check_count("n_heads", n_heads, 1)
         if d_model % n_heads:
             raise ValueError(f"n_heads must divide d_model = {d_model}, got {n_heads}")
         if theta_max is not None and not 0 < theta_max < math.inf:
