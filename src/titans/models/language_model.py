@@ -79,7 +79,7 @@ class TitansModel(GenerationMixin, Module):
         super().__init__()
         self.config = config.frozen()
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = nn.RMSNorm(config.d_model)
         self.head = Linear(config.d_model, config.vocab_size)
         self.initialise()
@@ -189,6 +189,8 @@ class TitansModel(GenerationMixin, Module):
     def fingerprint(self) -> str:
         """A hash of everything in the configuration that a state depends on."""
         told = self.config.explicit().model_dump(mode="json", exclude=set(FREE), context=BY_NAME)
+        if told["memory_layers"] is None:  # as in files of before there was this field
+            del told["memory_layers"]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     def save_pretrained(self, path: str | Path) -> None:
