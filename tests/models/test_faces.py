@@ -136,3 +136,10 @@ def test_a_folder_of_another_variant_is_refused(tmp_path):
     assert isinstance(load_model(tmp_path), TitansLMM)
     with pytest.raises(ValueError, match="holds a TitansLMM, not a TitansMAC"):
         TitansMAC.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("variant", ["MAC", "MAG"])
+def test_the_model_is_exported_at_one_length(variant):
+    model, x = small(variant, n_layers=1).float().requires_grad_(False), ids()
+    exported = torch.export.export(model, (x,)).module()
+    assert_close(exported(ids(seed=2)).logits, model(ids(seed=2)).logits)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from titans.layers.module import Linear, Module
@@ -62,6 +63,13 @@ class ModelOutput(Mapping):
 
     def __len__(self) -> int:
         return len(self._present())
+
+
+pytree.register_pytree_node(
+    ModelOutput,
+    lambda out: ([getattr(out, f.name) for f in fields(out)], None),
+    lambda values, context: ModelOutput(*values),
+)
 
 
 class TitansModel(GenerationMixin, Module):
