@@ -9,13 +9,14 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from titans.layers.module import Linear, Module
@@ -67,6 +68,13 @@ class ModelOutput(Mapping):
         return len(self._present())
 
 
+pytree.register_pytree_node(
+    ModelOutput,
+    lambda out: ([getattr(out, f.name) for f in fields(out)], None),
+    lambda values, context: ModelOutput(*values),
+)
+
+
 class TitansModel(GenerationMixin, Module):
     """A language model of ``config.n_layers`` blocks of one variant.
 
@@ -82,7 +90,7 @@ class TitansModel(GenerationMixin, Module):
         super().__init__()
         self.config = config.frozen()
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = nn.RMSNorm(config.d_model)
         self.head = Linear(config.d_model, config.vocab_size)
         self.initialise()
@@ -209,8 +217,10 @@ class TitansModel(GenerationMixin, Module):
     @property
     def fingerprint(self) -> str:
         """A hash of everything in the configuration that a state depends on."""
-        fields = self.config.explicit().model_dump(mode="json", exclude=set(FREE), context=BY_NAME)
-        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+        described = self.config.explicit().model_dump(mode="json", exclude=set(FREE), context=BY_NAME)
+        if described["memory_layers"] is None:  # as in files of before there was this field
+            del described["memory_layers"]
+        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write ``model.safetensors`` and ``config.json`` into a folder, each moved into place when complete."""

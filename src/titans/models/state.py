@@ -39,7 +39,8 @@ class Origin:
         self.fingerprint = fingerprint
         self.model = model
         self._weights = weights
-        self._versions = None if model is None else _versions(model)
+        exporting = torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+        self._versions = None if model is None or exporting else _versions(model)  # fake tensors have no storage
 
     @property
     def weights(self) -> str:
