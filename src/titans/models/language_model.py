@@ -86,6 +86,8 @@ class TitansModel(GenerationMixin, Module):
         engine: how the memories compute, see `set_engine`; None for their default.
     """
 
+    _fingerprint: tuple[TitansConfig, str] | None = None  # of the configuration beside it, which is frozen
+
     def __init__(self, config: TitansConfig, engine: Engine | None = None):
         super().__init__()
         self.config = config.frozen()
@@ -217,6 +219,11 @@ class TitansModel(GenerationMixin, Module):
     @property
     def fingerprint(self) -> str:
         """A hash of everything in the configuration that a state depends on."""
+        if self._fingerprint is None or self._fingerprint[0] is not self.config:
+            self._fingerprint = self.config, self._describe()
+        return self._fingerprint[1]
+
+    def _describe(self) -> str:
         described = self.config.explicit().model_dump(mode="json", exclude=set(FREE), context=BY_NAME)
         if described["memory_layers"] is None:  # as in files of before there was this field
             del described["memory_layers"]

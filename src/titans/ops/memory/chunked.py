@@ -82,7 +82,9 @@ def chunked_scan(
             walk.run(run, tokens)
             continue
         parts = tokens.split([block.width for block in blocks])
-        for block, part, decays in zip(blocks, parts, _decays(blocks, parts, state), strict=True):
+        if blocks[0].first and state.chunk.width:  # gates are of all the chunk's tokens so far
+            parts[0] = replace(parts[0], gates=state.chunk.gates.then(parts[0].gates))
+        for block, part, decays in zip(blocks, parts, _decays(blocks, parts), strict=True):
             walk.take(block, part, decays)
     y = grid.gather(walk.outputs(laid.q))
     trace = Trace(*(grid.gather(torch.cat(pieces, 1)) for pieces in walk.traces)) if traced else None
@@ -167,7 +169,6 @@ class _Walk:
                 tuple(torch.cat(pair, 1) for pair in zip(old, new, strict=True))
                 for old, new in ((chunk.inputs, inputs), (chunk.errors, errors))
             )
-            gates = chunk.gates.then(gates) if stored else gates
         y = read_chunk(rule, self.weights, self.used, self.momentum, tokens.q, inputs, errors, decays.last(block.width))
         if any(block.closing):
             folded = fold(rule, self.weights, self.momentum, inputs, errors, decays)
@@ -313,15 +314,13 @@ def decays_of(gates: Gates) -> Decays:
     return ChannelDecays.of(gates) if channel else Decay.of(gates)
 
 
-def _decays(blocks: Sequence[Block], parts: Sequence[Tokens], state: MemoryState) -> list[Decays]:
+def _decays(blocks: Sequence[Block], parts: Sequence[Tokens]) -> list[Decays]:
     """Of every block: of equally wide ones at once, where one number per token serves every channel."""
     found: list[Decays] = []
     kinds = groupby(zip(blocks, parts, strict=True), key=lambda pair: (pair[0].first, pair[0].width))
-    for (first, _), pairs in kinds:
+    for _, pairs in kinds:
         gates = [part.gates for _, part in pairs]
-        if first and state.chunk.width:
-            found.append(decays_of(state.chunk.gates.then(gates[0])))
-        elif isinstance(gates[0].theta, tuple):
+        if isinstance(gates[0].theta, tuple):
             found += [ChannelDecays.of(g) for g in gates]
         elif len(gates) == 1:
             found.append(decays_of(gates[0]))

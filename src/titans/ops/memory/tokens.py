@@ -98,6 +98,8 @@ class Tokens:
 
     def split(self, widths: Sequence[int]) -> list[Tokens]:
         """Consecutive parts. One split per tensor: a slice per part would make autograd fill a whole tensor each."""
+        if len(widths) == 1:
+            return [self]
         parts: dict[int, Sequence[Tensor]] = {}
 
         def part(number: int) -> Callable[[Tensor], Tensor]:
