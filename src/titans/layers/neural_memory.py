@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from titans.layers.convolution import ShortConvolution
 from titans.layers.gates import MemoryGates
-from titans.layers.module import Linear, Module
+from titans.layers.module import Linear, Module, check_count
 from titans.miras import MirasConfig
 from titans.miras.config import resolve_miras
 from titans.ops.memory import (
@@ -65,13 +65,6 @@ def default_heads(d_model: int) -> int:
 def default_theta_max(miras: MirasConfig, head_dim: int, chunk_size: int) -> float:
     """``step_scale`` / D · min(1, 16 / C): gradients of one chunk are all taken at the same weights, and add up."""
     return miras.step_scale / head_dim * min(1, FULL_STEP_CHUNK / chunk_size)
-
-
-def _check_count(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"{name} must be an integer, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 class NeuralMemory(Module):
@@ -129,9 +122,9 @@ class NeuralMemory(Module):
             ("chunk_size", chunk_size, 1),
             ("conv_kernel", conv_kernel, 0),
         ):
-            _check_count(name, value, least)
+            check_count(name, value, least)
         n_heads = default_heads(d_model) if n_heads is None else n_heads
-        _check_count("n_heads", n_heads, 1)
+        check_count("n_heads", n_heads, 1)
         if d_model % n_heads:
             raise ValueError(f"n_heads must divide d_model = {d_model}, got {n_heads}")
         if theta_max is not None and not 0 < theta_max < math.inf:
