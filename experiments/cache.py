@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from experiments.framework import SCALES, Column, Experiment, Figures, Workplace
+from experiments.framework.recall import device
+from experiments.framework.scales import corpus
+from experiments.framework.text import validation_streams
 from titans import load_model
 from titans.data import ByteTokenizer
-from titans.experiments import SCALES, Column, Experiment, Figures, Workplace
-from titans.experiments.recall import device
-from titans.experiments.scales import corpus
-from titans.experiments.text import validation_streams
 from titans.training.config import DataSection
 
 WEIGHTS = {2: 0.05, 3: 0.15, 4: 0.25, 5: 0.4, 6: 0.5, 7: 0.55, 8: 0.65}

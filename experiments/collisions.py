@@ -3,9 +3,8 @@
 MIRAS §5.2 motivates Moneta with a more expressive objective and a harder retention. Its two halves run alone as well.
 """
 
-from vector_recall import VectorTask, by_rule, recall_unit
-
-from titans.experiments import Column, Experiment, Figures, Workplace
+from experiments.framework import Column, Experiment, Figures, Workplace
+from experiments.vector_recall import VectorTask, by_rule, recall_unit
 from titans.miras import GradientDescent, Lp, LqRetention, MirasConfig, WeightDecay
 
 SIMILARITIES = (0, 0.5, 0.75, 0.9)

@@ -16,13 +16,13 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from experiments.framework import SCALES, Column, Experiment, Figures, Workplace
+from experiments.framework.recall import device
+from experiments.framework.scales import corpus, parameters, text_run
+from experiments.framework.text import bits_by_position, train_text, validation_streams
 from titans import TitansModel, load_model
 from titans.data import ByteTokenizer
 from titans.evaluation import nats_by_position
-from titans.experiments import SCALES, Column, Experiment, Figures, Workplace
-from titans.experiments.recall import device
-from titans.experiments.scales import corpus, parameters, text_run
-from titans.experiments.text import bits_by_position, train_text, validation_streams
 from titans.training import ConfigError, TrainConfig
 from titans.training.config import set_field
 

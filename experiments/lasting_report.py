@@ -1,6 +1,6 @@
 """Tables and pictures from the rows that docs/results/raw holds: those of `lasting.py`, and of the script before it.
 
-``python experiments/lasting_report.py``: one line per row and seed. With ``--seeds`` one per row: medians over its
+``python -m experiments.lasting_report``: one line per row and seed. With ``--seeds`` one per row: medians over its
 seeds, lowest and highest. A picture of some: ``--only mag-600 swa-600 --picture FILE``.
 """
 
@@ -9,10 +9,9 @@ import json
 import sys
 from pathlib import Path
 
-from lasting import EXPERIMENT, figures
-
-from titans.experiments import Report
-from titans.experiments.picture import draw
+from experiments.framework import Report
+from experiments.framework.picture import draw
+from experiments.lasting import EXPERIMENT, figures
 
 
 def main() -> int:

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from titans.experiments import SCALES, Experiment
-from titans.experiments.comparisons import COLUMNS, measure
-from titans.experiments.scales import Comparison, comparison, corpus, equal_size
+from experiments.comparisons import COLUMNS, measure
+from experiments.framework import SCALES, Experiment
+from experiments.framework.scales import Comparison, comparison, corpus, equal_size
 from titans.miras import GatedMLP, Matrix, MirasConfig, Vector
 
 

@@ -3,9 +3,8 @@
 MIRAS §5.2 motivates Yaad with this. All arms but the first write without momentum, so that only the bias differs.
 """
 
-from vector_recall import VectorTask, by_rule, recall_unit
-
-from titans.experiments import Column, Experiment
+from experiments.framework import Column, Experiment
+from experiments.vector_recall import VectorTask, by_rule, recall_unit
 from titans.miras import L2, Bias, GradientDescent, Huber, Lp, MirasConfig, Robust, WeightDecay
 
 SHARES = (0, 10, 20, 30, 40)  # percent

@@ -6,9 +6,9 @@
 
 import copy
 
-from titans.experiments import SCALES, Column, Experiment, Figures, Workplace
-from titans.experiments.recall import RecallTask, score_recall, train_recall
-from titans.experiments.scales import parameters
+from experiments.framework import SCALES, Column, Experiment, Figures, Workplace
+from experiments.framework.recall import RecallTask, score_recall, train_recall
+from experiments.framework.scales import parameters
 from titans.training.config import set_field
 
 VARIANTS = ("LMM", "MAC", "MAG", "MAL", "swa")

@@ -4,9 +4,8 @@ Trained on 256 tokens, read to 16,384: a memory must make room for the new witho
 forgetting, MIRAS §5.2 on Memora).
 """
 
-from vector_recall import STUDY, VectorTask, accuracy, learn
-
-from titans.experiments import Column, Experiment, Figures, Workplace
+from experiments.framework import Column, Experiment, Figures, Workplace
+from experiments.vector_recall import STUDY, VectorTask, accuracy, learn
 from titans.miras import MirasConfig
 from titans.miras.config import PRESETS
 

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from experiments.framework import Column, Experiment, Figures, Workplace
 from titans import MirasConfig, NeuralMemory, TitansConfig, build_model
 from titans.data import TokenDocuments, WindowDataset, load_documents, load_tokenizer
-from titans.experiments import Column, Experiment, Figures, Workplace
+from titans.miras import Muon
 from titans.miras.config import PRESETS
 from titans.training import build_optimizer, get_cosine_schedule_with_warmup
 
@@ -36,7 +37,7 @@ def arms(scale: str) -> dict[str, Rule]:
     """The presets, and Muon."""
     rules = {name: getattr(MirasConfig, name)() for name in PRESETS}
     size = TINY if scale == "tiny" else {}
-    return {name: Rule(rule=rule, **size) for name, rule in {**rules, "muon": MirasConfig(algorithm="muon")}.items()}
+    return {name: Rule(rule=rule, **size) for name, rule in {**rules, "muon": MirasConfig(algorithm=Muon())}.items()}
 
 
 def unit(settings: Rule, seed: int, place: Workplace) -> Figures:
@@ -62,7 +63,7 @@ def untrained(rule: MirasConfig, seed: int) -> dict[str, float]:
     for variant in ("LMM", "MAC"):
         for chunk in (16, 64):
             torch.manual_seed(seed)
-            sizes = {"vocab_size": 256, "d_model": 64, "n_layers": 2, "segment_len": 64}
+            sizes: dict[str, Any] = {"vocab_size": 256, "d_model": 64, "n_layers": 2, "segment_len": 64}
             model = build_model(TitansConfig(variant=variant, chunk_size=chunk, miras=rule, **sizes))
             model(ids, labels=ids).loss.backward()
             norms = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None])

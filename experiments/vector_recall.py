@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from titans.experiments import Figures, Workplace
+from experiments.framework import Figures, Workplace
 from titans.miras import MLP, MirasConfig
 from titans.ops.memory import default_steps, memory_scan
 

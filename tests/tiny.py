@@ -1,11 +1,12 @@
-"""Tiny models in float64 and token ids for them."""
+"""Tiny models in float64 and token ids for them; every variant of the library, whatever file it is in."""
 
 import torch
 
 from titans import MirasConfig, TitansConfig, build_model
+from titans.models.registry import MIXERS
 
-VARIANTS = ["LMM", "MAC", "MAG", "MAL"]
-ALL = [*VARIANTS, "transformer", "swa"]
+ALL = [name for name, mixer in MIXERS.items() if mixer.__module__.startswith("titans.")]
+VARIANTS = [name for name in ALL if MIXERS[name].has_memory]
 VOCAB = 11
 
 

@@ -103,9 +103,7 @@ class MACTransformer(nn.Module):
             if state is not None or return_loss:
                 raise ValueError("cache goes neither with state nor with return_loss: give state and new tokens")
             if len(set(cache.seen)) > 1:
-                raise ValueError(
-                    f"the rows of cache must stand at one place, got {cache.seen}: give state instead"
-                )
+                raise ValueError(f"the rows of cache must stand at one place, got {cache.seen}: give state instead")
             if x.shape[1] <= max(cache.seen):
                 raise ValueError(f"x must be longer than the {max(cache.seen)} tokens of cache, got {x.shape[1]}")
             x, state = x[:, max(cache.seen) :], cache

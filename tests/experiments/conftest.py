@@ -5,9 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
+from experiments.framework import SCALES
+from experiments.framework.scales import Scale
 from titans.data import published
-from titans.experiments import SCALES
-from titans.experiments.scales import Scale
 
 SMOKE = Scale(
     model={"d_model": 16, "n_layers": 1, "n_persistent": 2, "chunk_size": 8, "segment_len": 16, "window": 16},

@@ -8,12 +8,13 @@ import pytest
 import torch
 from matplotlib.image import imread
 
+from experiments import EXPERIMENTS
+from experiments.comparisons import expansion
+from experiments.framework import SCALES, plan, run
+from experiments.framework.recall import RecallTask, score_recall, train_recall
+from experiments.framework.scales import match_parameters, parameters
+from experiments.framework.text import bits_by_position
 from titans.data import load_documents
-from titans.experiments import EXPERIMENTS, SCALES, plan, run
-from titans.experiments.comparisons import expansion
-from titans.experiments.recall import RecallTask, score_recall, train_recall
-from titans.experiments.scales import match_parameters, parameters
-from titans.experiments.text import bits_by_position
 from titans.miras import MLP
 from titans.models import TitansConfig, build_model, count_parameters, load_model
 
@@ -48,7 +49,7 @@ def test_the_list_is_complete():
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("name", ON_DEFAULT_CORPUS)
 def test_arms_of_every_scale_are_valid(name, scale, monkeypatch):
-    monkeypatch.setattr("titans.experiments.scales.validation_streams", lambda *a: None)
+    monkeypatch.setattr("experiments.framework.scales.validation_streams", lambda *a: None)
     monkeypatch.setitem(SCALES, "tiny", REAL_SCALES["tiny"])
     arms = EXPERIMENTS[name].arms(scale)
     texts = {arm: parameters(models_of(settings)[0]) for arm, settings in arms.items()}
@@ -60,7 +61,7 @@ def test_arms_of_every_scale_are_valid(name, scale, monkeypatch):
 
 
 def test_the_published_ones_compare_equal_sizes(enwik8, wikitext, monkeypatch):
-    monkeypatch.setattr("titans.experiments.scales.validation_streams", lambda *a: None)
+    monkeypatch.setattr("experiments.framework.scales.validation_streams", lambda *a: None)
     monkeypatch.setitem(SCALES, "tiny", REAL_SCALES["tiny"])
     for name, data in (("train-enwik8", enwik8), ("train-wikitext", wikitext)):
         sizes = [parameters(arm.text.model) for arm in EXPERIMENTS[name].arms("tiny", data=data).values()]
@@ -177,8 +178,8 @@ def test_what_a_saved_model_cannot_read_is_told_before_anything_runs(corpus, tmp
 
 
 def test_buckets_meet_without_gap_or_overlap(corpus, console, tmp_path, monkeypatch):
-    monkeypatch.setattr("titans.experiments.eval_perplexity.ENDS", (8, 32, 2048))
-    monkeypatch.setattr("titans.experiments.eval_perplexity.TRAINED", ("LMM",))
+    monkeypatch.setattr("experiments.eval_perplexity.ENDS", (8, 32, 2048))
+    monkeypatch.setattr("experiments.eval_perplexity.TRAINED", ("LMM",))
     report = run(plan(EXPERIMENTS["eval-perplexity"], "tiny", [0], tmp_path / "out", {"data": corpus}), console)
     names = [name for name in report.figures if name.startswith("on@")]
     assert names == ["on@0-8", "on@8-32", "on@32-64"]

@@ -2,22 +2,21 @@
 
 import json
 import os
-import runpy
 import signal
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
+from experiments import EXPERIMENTS
+from experiments.framework import SCALES, Column, Experiment, Stopped, Workplace, load, plan, run
+from experiments.framework import text as text_module
+from experiments.framework.machine import made_with
+from experiments.framework.picture import draw
+from experiments.framework.report import ABSENT
 from titans.cli import main
-from titans.experiments import EXPERIMENTS, SCALES, Column, Experiment, Stopped, Workplace, plan, run
-from titans.experiments import text as text_module
-from titans.experiments.machine import made_with
-from titans.experiments.picture import draw
-from titans.experiments.report import ABSENT
 from titans.training import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -107,7 +106,7 @@ def test_figures_are_in_the_order_of_their_numbers(toy, console, tmp_path, monke
     report = run(plan(mixed, "tiny", [0], tmp_path), console)
     assert report.figures == ["curve@0-64", "curve@64-256", "curve@1024", "score"]
     drawn = []
-    monkeypatch.setattr("titans.experiments.picture.draw_lines", lambda axes, lines, xs, labels: drawn.append(xs))
+    monkeypatch.setattr("experiments.framework.picture.draw_lines", lambda axes, lines, xs, labels: drawn.append(xs))
     rare = {**figures, "curve@32": 0.4, "score@64": 2.0, "score@2048": 3.0}
     records = [*report.records, {"arm": "late", "seed": 0, "figures": rare}]
     draw(replace(report, records=tuple(records)), tmp_path / "figure.png")
@@ -173,7 +172,7 @@ def test_text_training_goes_on_from_its_checkpoint(corpus, console, tmp_path, mo
 
 def test_a_text_model_of_other_steps_is_refused(corpus, console, tmp_path, monkeypatch):
     """Steps may change when `titans train` is resumed, but a unit with others would be another one."""
-    monkeypatch.setattr("titans.experiments.eval_perplexity.TRAINED", ("LMM",))
+    monkeypatch.setattr("experiments.eval_perplexity.TRAINED", ("LMM",))
     run(plan(EXPERIMENTS["eval-perplexity"], "tiny", [0], tmp_path, {"data": corpus}), console)
     (tmp_path / "units" / "LMM-seed0.json").unlink()
     longer = replace(SCALES["tiny"], training={**SCALES["tiny"].training, "steps": 5})
@@ -183,13 +182,13 @@ def test_a_text_model_of_other_steps_is_refused(corpus, console, tmp_path, monke
 
 
 def test_a_trained_model_is_measured_not_trained_again(corpus, console, tmp_path, monkeypatch):
-    monkeypatch.setattr("titans.experiments.eval_perplexity.TRAINED", ("LMM",))
+    monkeypatch.setattr("experiments.eval_perplexity.TRAINED", ("LMM",))
     work = plan(EXPERIMENTS["eval-perplexity"], "tiny", [0], tmp_path / "out", {"data": corpus})
     measured = text_module.bits_by_position
-    monkeypatch.setattr("titans.experiments.eval_perplexity.bits_by_position", lambda *a: 1 / 0)
+    monkeypatch.setattr("experiments.eval_perplexity.bits_by_position", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(work, console)
-    monkeypatch.setattr("titans.experiments.eval_perplexity.bits_by_position", measured)
+    monkeypatch.setattr("experiments.eval_perplexity.bits_by_position", measured)
     before = (tmp_path / "out/runs/LMM-seed0/text/model/model.safetensors").stat().st_mtime_ns
     run(work, console)
     assert (tmp_path / "out/runs/LMM-seed0/text/model/model.safetensors").stat().st_mtime_ns == before
@@ -257,15 +256,8 @@ def test_the_command_names_what_is_wrong_and_writes_nothing(words, message, no_n
     assert [path for path in sorted(tmp_path.rglob("*")) if path.name != "cache"] == before
 
 
-@pytest.mark.parametrize(
-    ("script", "words"),
-    [
-        ("scripts/run_experiments.py", ["none-such"]),
-        ("experiments/01_miras_variants/run_comparison.py", ["--scale", "none-such"]),
-    ],
-)
-def test_the_scripts_are_the_same_command(script, words, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [script, *words])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
-    assert ended.value.code == 2 and "none-such" in capsys.readouterr().err
+def test_a_file_imports_its_neighbours(tmp_path):
+    (tmp_path / "what_it_is_called.py").write_text("NAME = 'borrowed'")
+    lines = ["from experiments.framework import Experiment", "from what_it_is_called import NAME"]
+    (tmp_path / "own.py").write_text("\n".join([*lines, "EXPERIMENT = Experiment(NAME, '', dict, dict, {})"]))
+    assert load(tmp_path / "own.py").name == "borrowed"

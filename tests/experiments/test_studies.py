@@ -2,7 +2,6 @@
 
 import json
 import math
-import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,18 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments import lasting_report
+from experiments.framework import SCALES, load, plan, run
+from experiments.framework.scales import parameters
+from experiments.framework.text import bits_by_position
 from helpers import assert_close
 from titans import TitansConfig, build_model
 from titans.cli import main
 from titans.evaluation import nats_by_position
-from titans.experiments import SCALES, load, plan, run
-from titans.experiments.scales import parameters
-from titans.experiments.text import bits_by_position
 from titans.training import ConfigError
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 FILES = {"cache", "collisions", "lasting", "memory_architecture", "outliers", "recall", "shift", "stability"}
 LIBRARIES = {"vector_recall", "lasting_report"}
+NAMED = {"comparisons", "eval_perplexity"}  # what the command knows by name
 REAL_SCALES = dict(SCALES)
 
 
@@ -30,14 +31,14 @@ def study(name):
 
 
 def test_every_file_is_known_here():
-    assert {path.stem for path in FOLDER.glob("*.py")} == FILES | LIBRARIES
+    assert {path.stem for path in FOLDER.glob("*.py")} == FILES | LIBRARIES | NAMED | {"__init__"}
     names = [study(name).name for name in FILES]
     assert len(set(names)) == len(FILES)
 
 
 @pytest.mark.parametrize("scale", ["tiny", "large"])
 def test_memory_networks_are_compared_at_equal_size(scale, monkeypatch):
-    monkeypatch.setattr("titans.experiments.scales.validation_streams", lambda *a: None)
+    monkeypatch.setattr("experiments.framework.scales.validation_streams", lambda *a: None)
     monkeypatch.setitem(SCALES, "tiny", REAL_SCALES["tiny"])
     arms = study("memory_architecture").arms(scale).values()
     for sizes in ([parameters(arm.text.model) for arm in arms], [parameters(arm.recall.model) for arm in arms]):
@@ -162,23 +163,22 @@ def test_every_part_of_stability_has_figures(console, tmp_path, monkeypatch):
 
 
 def test_the_report_prints_the_rows_of_the_study(tmp_path, monkeypatch, capsys):
-    load(FOLDER / "lasting.py")  # the report imports its neighbour
     raw, picture = FOLDER.parent / "docs/results/raw/lasting", tmp_path / "picture.png"
     words = ["lasting_report.py", "--folder", str(raw), "--only", "mag-whole-600", "swa-600"]
 
     def shown(*more):
         monkeypatch.setattr(sys, "argv", [*words, *more])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(FOLDER / "lasting_report.py"), run_name="__main__")
-        return ended.value.code, *capsys.readouterr()
+        assert lasting_report.main() == 0
+        return capsys.readouterr().out
 
-    code, table, _ = shown("--seeds", "--picture", str(picture))
-    assert code == 0 and picture.stat().st_size > 10_000
+    table = shown("--seeds", "--picture", str(picture))
+    assert picture.stat().st_size > 10_000
     assert "| swa-600 | 1.841 (1.823 to 1.891) | 1.975 (1.961 to 1.989) |" in table
     assert table.index("mag-whole-600") < table.index("swa-600")
-    assert "| swa-600, seed 0 | 1.891 | 1.975 |" in shown()[1]
-    code, _, error = shown("--only", "none")
-    assert code == 2 and "has no none" in error
+    assert "| swa-600, seed 0 | 1.891 | 1.975 |" in shown()
+    with pytest.raises(SystemExit):
+        shown("--only", "none")
+    assert "has no none" in capsys.readouterr().err
 
 
 def test_bits_are_sorted_into_buckets():

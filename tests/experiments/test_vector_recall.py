@@ -1,21 +1,20 @@
 """Recall of vectors: how streams are drawn, that a rule learns them, and the three studies on top."""
 
-import importlib
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from experiments import vector_recall
+from experiments.framework import SCALES, load, plan, run
+from experiments.vector_recall import VectorMemory, VectorTask, pairs
 from helpers import assert_close
-from titans.experiments import SCALES, load, plan, run
 from titans.miras import MLP, GradientDescent, Matrix, MirasConfig
 from titans.ops.memory import memory_scan
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 STUDIES = {name: load(FOLDER / f"{name}.py") for name in ("outliers", "collisions", "shift")}
-vector_recall = importlib.import_module("vector_recall")  # their neighbour
-VectorMemory, VectorTask, pairs = vector_recall.VectorMemory, vector_recall.VectorTask, vector_recall.pairs
 
 
 def draw(**condition):

@@ -1,30 +1,25 @@
 """The Auto classes give back what was saved, and the adapter computes what the model computes."""
 
+import copy
 import json
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from helpers import assert_close
-from titans.hf import TitansForCausalLM, TitansHFConfig, register
+from titans.hf import TitansCache, TitansHFConfig, register
 from titans.miras import MirasConfig
 from titans.models import TitansConfig, load_model
 from titans.models.semantics import SEMANTICS
 
 
-def tiny(**changes) -> TitansForCausalLM:
-    torch.manual_seed(0)
-    fields = {"vocab_size": 40, "d_model": 16, "n_layers": 2, "chunk_size": 4, "n_persistent": 2, **changes}
-    return TitansForCausalLM(TitansHFConfig(TitansConfig(**fields))).eval()
-
-
 @pytest.mark.parametrize(
     ("variant", "tied"), [("LMM", True), ("MAC", False), ("MAG", True), ("MAL", False), ("transformer", True)]
 )
-def test_saved_and_loaded_by_the_auto_classes_it_is_the_same(tmp_path, variant, tied):
-    model = tiny(variant=variant, tie_embeddings=tied, miras=MirasConfig.titans())
-    ids = torch.randint(0, 40, (2, 11))
+def test_saved_and_loaded_by_the_auto_classes_it_is_the_same(tmp_path, make, ids, variant, tied):
+    model = make(variant=variant, tie_embeddings=tied, miras=MirasConfig.titans())
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert isinstance(AutoConfig.from_pretrained(tmp_path), TitansHFConfig)
@@ -36,42 +31,161 @@ def test_saved_and_loaded_by_the_auto_classes_it_is_the_same(tmp_path, variant, 
 
 
 @pytest.mark.parametrize("made_for", ["2", None])
-def test_a_folder_made_for_other_semantics_is_refused(tmp_path, made_for):
+def test_a_folder_made_for_other_semantics_is_refused(tmp_path, make, made_for):
     """Its weights would load, or stay uninitialised, and compute something else."""
-    tiny().save_pretrained(tmp_path)
+    make().save_pretrained(tmp_path)
     told = json.loads((tmp_path / "config.json").read_text())
     assert told.pop("semantics") == SEMANTICS
     (tmp_path / "config.json").write_text(json.dumps(told | ({"semantics": made_for} if made_for else {})))
-    with pytest.raises(ValueError, match=f"semantics {made_for or 1} of its configuration, this is {SEMANTICS}"):
+    for read in (AutoModelForCausalLM.from_pretrained, load_model):
+        with pytest.raises(ValueError, match=f"semantics {made_for or 1} of its configuration, this is {SEMANTICS}"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize(("change", "message"), [("lacks", "missing keys"), ("adds", "unexpected keys")])
+def test_a_folder_with_other_tensors_is_refused(tmp_path, make, change, message):
+    """transformers would leave what is missing uninitialised, after a warning."""
+    make().save_pretrained(tmp_path)
+    tensors, name = load_file(tmp_path / "model.safetensors"), "model.blocks.0.mixer.memory.conv.weight"
+    tensors = tensors | {name + "s": tensors[name].clone()} if change == "adds" else tensors
+    tensors = {n: t for n, t in tensors.items() if change == "adds" or n != name}
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=f"{message} {name}"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"does not fit its config\.json"):
+        load_model(tmp_path)
 
 
-def test_it_passes_everything_to_the_model_and_back():
-    model = tiny()
-    ids = torch.randint(0, 40, (2, 9))
-    mask = torch.ones_like(ids)
-    mask[0, :3] = 0
-    out = model(ids, attention_mask=mask, labels=ids)
-    expected = model.model(ids, attention_mask=mask, labels=ids)
-    assert_close(out.loss, expected.loss)
-    assert_close(out["logits"], expected.logits)
-    assert "loss" not in model(ids)
+def test_it_passes_everything_to_the_model_and_back(make, ids, mask):
+    model = make()
+    given = {"attention_mask": mask, "labels": ids, "store_mask": ids != 3, "output_hidden_states": True}
+    out, expected = model(ids, **given), model.model(ids, **given)
+    assert torch.equal(out.loss, expected.loss) and torch.equal(out["logits"], expected.logits)
+    assert len(out.hidden_states) == 3 and torch.equal(out.hidden_states[1], expected.hidden_states[1])
+    assert torch.equal(model(inputs_embeds=model.model.embedding(ids)).logits, model(ids).logits)
+    assert "loss" not in model(ids) and model(ids)[0] is not None
+    assert model(ids, logits_to_keep=2).logits.shape == (2, 2, 64)
+    documents = torch.arange(21).div(8, rounding_mode="floor").expand(2, 21)
+    assert torch.equal(model(ids, document_ids=documents).logits, model.model(ids, document_ids=documents).logits)
+
+
+def test_a_state_or_a_cache_goes_on_where_it_stopped(make, ids):
+    model = make()
+    whole = model(ids).logits[:, 4:]
     first = model(ids[:, :4])
-    assert_close(model(ids[:, 4:], state=first.state).logits, model(ids).logits[:, 4:])
-    assert model(ids, logits_to_keep=2).logits.shape == (2, 2, 40)
-    assert torch.equal(
-        model.generate(ids, max_new_tokens=3, temperature=0), model.model.generate(ids, max_new_tokens=3, temperature=0)
-    )
+    assert_close(model(ids[:, 4:], state=first.state).logits, whole)
+    assert first.state.seen == (4, 4)
+    cache = first.past_key_values
+    assert model(ids[:, 4:9], past_key_values=cache).past_key_values is cache
+    assert_close(model(ids[:, 9:], past_key_values=cache).logits, whole[:, 5:])
+    assert cache.get_seq_length() == 21
 
 
-def test_the_inner_model_saves_in_the_projects_own_format(tmp_path):
-    model = tiny()
-    model.model.save_pretrained(tmp_path)
-    ids = torch.randint(0, 40, (1, 9))
-    assert torch.equal(load_model(tmp_path)(ids).logits, model(ids).logits)
+def test_without_a_cache_and_as_a_tuple(make, ids):
+    model = make()
+    out = model(ids, use_cache=False)
+    assert list(out) == ["logits"] and out.state is None
+    logits, cache = model(ids, return_dict=False)
+    assert torch.equal(logits, out.logits) and isinstance(cache, TitansCache)
+    model.config.use_cache = False
+    assert list(model(ids)) == ["logits"]
 
 
-def test_registering_again_changes_nothing():
+def test_a_mask_over_the_whole_text_serves_in_decoding(make, ids, mask):
+    model = make()
+    cache = model(ids[:, :20], attention_mask=mask[:, :20]).past_key_values
+    last = model(ids[:, 20:], attention_mask=mask, past_key_values=cache).logits
+    assert_close(last, model(ids, attention_mask=mask).logits[:, 20:])
+    with pytest.raises(ValueError, match=r"attention_mask must have input_ids' shape \[2, 21\], got \[2, 3\]"):
+        model(ids, attention_mask=mask[:, :3])
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"position_ids": torch.zeros(2, 21)}, TypeError, "takes no position_ids"),
+        ({"output_attentions": True}, TypeError, "takes no output_attentions"),
+        ({"atention_mask": None, "lables": 1}, TypeError, "takes no lables"),
+        ({"past_key_values": DynamicCache()}, ValueError, "got past_key_values of DynamicCache"),
+        ({"past_key_values": TitansCache(), "state": 1}, ValueError, "not both"),
+    ],
+)
+def test_what_it_cannot_use_is_refused_in_one_line(make, ids, given, error, message):
+    with pytest.raises(error, match=message):
+        make()(ids, **given)
+
+
+def test_what_tools_pass_along_is_let_through(make, ids):
+    model = make()
+    given = {"token_type_ids": torch.zeros_like(ids), "position_ids": None, "output_attentions": False}
+    assert torch.equal(model(ids, **given).logits, model(ids).logits)
+
+
+def test_a_configuration_is_built_from_fields_under_either_name():
+    config = AutoConfig.for_model("titans", vocab_size=100, hidden_size=64, num_hidden_layers=3, num_attention_heads=4)
+    assert config.core() == TitansConfig(vocab_size=100, d_model=64, n_layers=3, n_heads=4)
+    assert (config.hidden_size, config.num_attention_heads, config.tie_word_embeddings) == (64, 4, True)
+    assert config.max_position_embeddings >= 2**30  # what tools cut texts to
+    config.vocab_size = 300
+    assert AutoModelForCausalLM.from_config(config).model.embedding.num_embeddings == 300
+    with pytest.raises(ValueError, match="d_model"):
+        AutoConfig.for_model("titans", d_model=-1)
     register()
     register()
-    assert AutoConfig.for_model("titans").core() == TitansConfig().explicit()
+    assert AutoConfig.for_model("titans").core() == TitansConfig()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_larger_vocabulary_survives_the_folder(tmp_path, make, ids, tied):
+    model = make(tie_embeddings=tied)
+    before = model(ids).logits
+    model.resize_token_embeddings(70)
+    after = model(ids).logits
+    assert_close(after[..., :64], before)
+    assert (model.config.vocab_size, model.model.config.vocab_size, after.shape[-1]) == (70, 70, 70)
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
+    model.save_pretrained(tmp_path)
+    for read in (AutoModelForCausalLM.from_pretrained, load_model):
+        assert_close(read(tmp_path)(ids).logits, after)
+    assert model(torch.full((1, 3), 69)).logits.isfinite().all()
+
+
+def test_gradient_checkpointing_by_transformers_name_changes_no_gradient(make, ids):
+    gradients = []
+    for enable in (False, True):
+        model = make().train()
+        if enable:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        assert model.is_gradient_checkpointing == enable
+        model(ids, labels=ids).loss.backward()
+        gradients.append(model.model.embedding.weight.grad)
+    model.gradient_checkpointing_disable()
+    assert_close(*gradients)
+    assert not model.model.config.gradient_checkpointing
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_it_loads_in_a_lower_precision(tmp_path, make, ids, dtype):
+    model = make()
+    model.save_pretrained(tmp_path)
+    low = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
+    assert low.dtype == low(ids).logits.dtype == dtype
+    assert_close(low(ids).logits.float(), model(ids).logits, tolerance=0.1)
+    low.save_pretrained(tmp_path / "low")
+    assert load_model(tmp_path / "low").embedding.weight.dtype == torch.float32
+
+
+def test_it_starts_on_the_meta_device_and_copies(make, ids):
+    with torch.device("meta"):
+        assert AutoModelForCausalLM.from_config(make().config).device.type == "meta"
+    model = make()
+    assert torch.equal(copy.deepcopy(model)(ids).logits, model(ids).logits)
+
+
+def test_a_part_on_disk_is_refused(tmp_path, make):
+    make().save_pretrained(tmp_path)
+    places = {"model.embedding": "cpu", "model.head": "cpu", "model.norm": "cpu", "model.blocks.0": "cpu"}
+    with pytest.raises(ValueError, match="cannot be offloaded"):
+        AutoModelForCausalLM.from_pretrained(
+            tmp_path, device_map={**places, "model.blocks.1": "disk"}, offload_folder=tmp_path / "off"
+        )

@@ -203,7 +203,8 @@ def test_every_field_of_every_member_is_in_that_test():
     for axis in (Network, Bias, Retention, Algorithm):
         for cls in axis.members.values():
             if cls.__module__.startswith("titans.") and cls.name != "error_signal":
-                assert {f"{cls.name}.{field}" for field in cls.model_fields} <= named
+                missing = {f"{cls.name}.{field}" for field in cls.model_fields} - named
+                assert not missing, f"give `variants` above two values each of {', '.join(sorted(missing))}"
 
 
 def test_a_member_without_a_name_of_its_own_is_not_saved_as_its_parent():

@@ -10,13 +10,17 @@ from titans.models.cost import measure_cost
 
 
 @pytest.mark.parametrize(
-    ("variant", "tied"),
-    [("LMM", True), ("MAC", False), ("MAG", True), ("MAL", True), ("transformer", False), ("swa", True)],
-)
-def test_it_is_what_the_whole_model_has_and_does(variant, tied):
+    ("variant", "tied", "layers"),
+    [
+        ("LMM", True, None), ("MAC", False, None), ("MAG", True, None), ("MAL", True, None),
+        ("transformer", False, None), ("swa", True, None), ("MAC", True, (1,)), ("MAG", False, (0, 2)),
+        ("LMM", True, ()),
+    ],
+)  # fmt: skip
+def test_it_is_what_the_whole_model_has_and_does(variant, tied, layers):
     config = TitansConfig(
-        variant=variant, vocab_size=50, d_model=32, n_layers=2, chunk_size=4, segment_len=8, window=10,
-        n_persistent=2, max_seq_len=32, tie_embeddings=tied,
+        variant=variant, vocab_size=50, d_model=32, n_layers=3, memory_layers=layers, chunk_size=4, segment_len=8,
+        window=10, n_persistent=2, max_seq_len=32, tie_embeddings=tied,
     )  # fmt: skip
     cost = measure_cost(config)
     model = build_model(config).requires_grad_(False)

@@ -136,3 +136,11 @@ def test_a_folder_of_another_variant_is_refused(tmp_path):
     assert isinstance(load_model(tmp_path), TitansLMM)
     with pytest.raises(ValueError, match="holds a TitansLMM, not a TitansMAC"):
         TitansMAC.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("variant", ["LMM", "swa"])
+def test_the_model_is_exported_at_one_length(variant):
+    model = small(variant, n_layers=1, mem_heads=1).float().requires_grad_(False)
+    exported = torch.export.export(model, (ids(batch=1),)).module()
+    other = ids(batch=1, seed=2)
+    assert_close(exported(other).logits, model(other).logits)

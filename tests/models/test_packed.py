@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
@@ -209,3 +211,38 @@ def test_forks_go_on_like_their_origin():
     out = model(y, state=state.fork(3))
     for row in range(6):
         assert_close(out.logits[row : row + 1], model(y[row : row + 1], state=state.select([row // 3])).logits, "fork")
+
+
+@pytest.mark.parametrize("changes", [{"miras": "memora"}, {"miras": {"algorithm": "muon"}}])
+def test_a_rule_that_hides_the_writes_of_long_chunks_says_so(changes):
+    config = TitansConfig(variant="LMM", vocab_size=VOCAB, d_model=16, n_layers=1, chunk_size=32, **changes)
+    with pytest.warns(UserWarning, match="with chunk_size = 32 nothing of the last 31 tokens"):
+        build_model(config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build_model(config.model_copy(update={"chunk_size": 8}))
+
+
+def test_a_network_of_ones_own_says_how_deep_it_is():
+    from titans import NeuralMemory
+    from titans.miras import Network
+
+    class FourMaps(Network):
+        name = "four_maps"
+
+        def shapes(self, width):
+            return ((2, width), (width, 2), (2, width), (width, 2))
+
+        def forward(self, x, apply):
+            return apply(3, apply(2, apply(1, apply(0, x))))
+
+        def errors(self, error, outputs, transpose):
+            found = [error]
+            for i in (3, 2, 1):
+                found.append(transpose(i, found[-1]))
+            return tuple(reversed(found))
+
+    rule = MirasConfig(architecture=FourMaps(), retention="weight_decay")
+    layer = NeuralMemory(12, n_layers=4, n_heads=2, chunk_size=4, miras=rule).double()
+    assert layer(torch.randn(1, 9, 12, dtype=torch.float64)).shape == (1, 9, 12)
+    Network.members.pop("four_maps")

@@ -7,11 +7,12 @@ import torch
 
 from helpers import assert_close
 from members import ALGORITHMS, BIASES, NETWORKS, RETENTIONS, pairwise
+from tiny import VARIANTS
 from titans import MirasConfig, TitansConfig, build_model
 from titans.models import ModelState
 
 CASES = pairwise(
-    variant=["LMM", "MAC", "MAG", "MAL"],
+    variant=VARIANTS,
     bias=[b for b in BIASES if b != "error_signal"],  # a bare function cannot be saved
     retention=list(RETENTIONS),
     algorithm=list(ALGORITHMS),

@@ -1,4 +1,4 @@
-"""The law of math.md §6 on random models and texts: in pieces, masked, reset, each row gives what it gives alone."""
+"""The law of math.md §6 on random models and texts: cut, masked, reset, packed, each row gives what it gives alone."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from helpers import assert_close
 from members import ALGORITHMS, BIASES, NETWORKS, RETENTIONS
+from tiny import ALL
 from titans import MirasConfig, TitansConfig, build_model
 
 VOCAB, LONGEST = 11, 20
@@ -21,19 +22,24 @@ EXAMPLES = 2 * settings.default.max_examples // 5  # of every variant: 40, and 8
 
 @dataclass(frozen=True)
 class Text:
-    """Rows of one batch, where it is cut, which tokens are padding, and which rows begin anew at which cut."""
+    """Rows of one batch, where it is cut, which tokens are padding, which rows begin anew at which cut, and the number
+    of every token's document."""
 
     ids: Tensor
     mask: Tensor
     resets: dict[int, tuple[int, ...]]  # by cut: every cut has an entry
+    documents: Tensor
 
     def pieces(self) -> list[tuple[int, int]]:
         return list(pairwise((0, *sorted(self.resets), self.ids.shape[1])))
 
     def streams(self, row: int) -> list[tuple[int, int]]:
         """Columns from one beginning of a row to the next."""
-        anew = (cut for cut, rows in sorted(self.resets.items()) if row in rows)
-        return list(pairwise((0, *anew, self.ids.shape[1])))
+        anew = {cut for cut, rows in self.resets.items() if row in rows}
+        for start, stop in self.pieces():
+            real = [c for c in range(start, stop) if self.mask[row, c]]
+            anew |= {c for before, c in pairwise(real) if self.documents[row, c] != self.documents[row, before]}
+        return list(pairwise((0, *sorted(anew - {0}), self.ids.shape[1])))
 
     def real(self, row: int, begin: int, end: int) -> Tensor:
         """The tokens of a row without padding, [1, n]."""
@@ -48,7 +54,9 @@ def texts(draw) -> Text:
     mask = torch.tensor(flags).view(rows, tokens) if draw(st.booleans()) else torch.ones(rows, tokens, dtype=torch.bool)
     cuts = draw(st.sets(st.integers(1, tokens - 1))) if tokens > 1 else ()
     resets = {cut: tuple(draw(st.sets(st.integers(0, rows - 1)))) for cut in sorted(cuts)}
-    return Text(torch.randint(VOCAB, (rows, tokens), generator=numbers), mask, resets)
+    changes = draw(st.lists(st.sampled_from([0, 0, 0, 0, 1]), min_size=rows * tokens, max_size=rows * tokens))
+    documents = torch.tensor(changes).view(rows, tokens).cumsum(1)
+    return Text(torch.randint(VOCAB, (rows, tokens), generator=numbers), mask, resets, documents)
 
 
 @st.composite
@@ -71,17 +79,18 @@ def configurations(draw, variant: str) -> TitansConfig:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("variant", ["LMM", "MAC", "MAG", "MAL", "transformer", "swa"])
+@pytest.mark.parametrize("variant", ALL)
 @settings(max_examples=EXAMPLES)
 @given(data=st.data(), text=texts())
 @torch.no_grad()
-def test_pieces_padding_and_resets_give_every_row_what_it_gives_alone(variant, data, text):
+def test_pieces_padding_resets_and_documents_give_every_row_what_it_gives_alone(variant, data, text):
     torch.manual_seed(0)
     model = build_model(data.draw(configurations(variant))).double().eval()
     outputs, state = [], None
     for start, stop in text.pieces():
         state = None if state is None else state.reset(text.resets[start])
-        out = model(text.ids[:, start:stop], attention_mask=text.mask[:, start:stop], state=state)
+        ids, mask, documents = (x[:, start:stop] for x in (text.ids, text.mask, text.documents))
+        out = model(ids, attention_mask=mask, document_ids=documents, state=state)
         outputs.append(out.logits)
         state = out.state
     logits, more = torch.cat(outputs, 1), text.ids[:, :5]

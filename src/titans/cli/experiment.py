@@ -1,6 +1,7 @@
-"""``titans experiment``."""
+"""``titans experiment``: the door to the experiments, which the repository holds and the wheel does not."""
 
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,12 +31,14 @@ def experiment(
     list_: Annotated[bool, typer.Option("--list", help="List the experiments and what they ask.")] = False,
 ) -> int:
     """Run an experiment: results.json, table.md, figure.png, and a record of every finished unit."""
+    _open_repository()
     with checking_input():
         import torch
         from rich.console import Console
         from rich.markdown import Markdown
 
-        from titans.experiments import EXPERIMENTS, Stopped, load, markdown, plan, run
+        from experiments import EXPERIMENTS
+        from experiments.framework import Stopped, load, markdown, plan, run
         from titans.training import ConfigError
     if list_ or name is None:
         width = max(map(len, EXPERIMENTS))
@@ -67,3 +70,19 @@ def experiment(
     Console().print(Markdown(markdown(report)))
     typer.echo(f"results.json, table.md and figure.png in {folder}")
     return 0
+
+
+def _open_repository() -> None:
+    """Let ``experiments`` be imported from where Python looks already, the working directory, or an editable install.
+
+    Raises:
+        BadInput: it is at none of these.
+    """
+    for root in (*sys.path, Path.cwd(), Path(__file__).parents[3]):
+        if Path(root, "experiments", "framework", "__init__.py").is_file():
+            sys.path.insert(0, str(root))
+            return
+    raise BadInput(
+        "experiment: the experiments are in the repository, not in the installed package: "
+        "run this in the folder of a checkout, or install the checkout with pip install -e '.[train]'"
+    )

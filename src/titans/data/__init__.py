@@ -1,7 +1,11 @@
 """Tokenizers, corpora, windows and synthetic tasks."""
 
+import importlib
+import pkgutil
+
 from titans.data.corpora import load_documents
 from titans.data.documents import TokenDocuments
+from titans.data.sources import corpus
 from titans.data.synthetic import iid_batch, mqar_accuracy, mqar_batch
 from titans.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer, Tokenizer, load_tokenizer
 from titans.data.windows import (
@@ -21,6 +25,7 @@ __all__ = [
     "Tokenizer",
     "WindowDataset",
     "bits_per_byte",
+    "corpus",
     "evaluation_windows",
     "iid_batch",
     "load_documents",
@@ -28,3 +33,6 @@ __all__ = [
     "mqar_accuracy",
     "mqar_batch",
 ]
+
+for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)  # a new file here is found by itself

@@ -1,4 +1,4 @@
-"""Corpora as lists of documents: Python's standard library by default, local files, and two published sets.
+"""Corpora as lists of documents: Python's standard library by default, local files, and those with a name.
 
 Every source has a train and a validation split that never share a document and are the same on every run.
 """
@@ -12,7 +12,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from titans.data.published import enwik8_documents, wikitext103_documents
+from titans.data.sources import CORPORA, corpus
 
 SPLITS = ("train", "validation", "test")
 SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -45,11 +45,12 @@ def load_documents(
 
     Args:
         source: ``"stdlib"`` (default: the source files of Python's own standard library, read where Python keeps
-            them), ``"enwik8"``, ``"wikitext-103"``, or the path of a ``.txt`` file (one document), a ``.jsonl`` or
-            ``.parquet`` file (one document a row) or a folder of such files. A folder whose files or sub-folders are
-            named after their split (``train`` and ``validation``, ``valid`` or ``val``, perhaps ``test``) keeps these
-            splits. All else is split here: 5 % of the documents, chosen by their hash, or the last 5 % of a single
-            document are validation. Folders of training runs inside it are left out: a run's output is never input.
+            them), another corpus's name (``"enwik8"``, ``"wikitext-103"``, see `corpus`), or the path of a ``.txt``
+            file (one document), a ``.jsonl`` or ``.parquet`` file (one document a row) or a folder of such files. A
+            folder whose files or sub-folders are named after their split (``train`` and ``validation``, ``valid`` or
+            ``val``, perhaps ``test``) keeps these splits. All else is split here: 5 % of the documents, chosen by their
+            hash, or the last 5 % of a single document are validation. Folders of training runs inside it are left out:
+            a run's output is never input.
         split: ``"train"``, ``"validation"``, or ``"test"`` where the corpus has one.
         text_field: the key or column that holds the text of a ``.jsonl`` or ``.parquet`` row.
         data_dir: folder of the published corpora; default: the environment variable ``TITANS_DATA``, else
@@ -63,23 +64,21 @@ def load_documents(
     """
     if split not in SPLITS:
         raise ValueError(f"split: {split!r} is none of {', '.join(SPLITS)}")
-    if source == "stdlib":
-        return _stdlib_documents(split)
-    if source == "enwik8":
-        return enwik8_documents(split, data_dir)
-    if source == "wikitext-103":
-        return wikitext103_documents(split, data_dir)
+    if source in CORPORA:
+        return CORPORA[str(source)](split, data_dir)
     if not str(source):
         raise ValueError("source: is empty; name a corpus, a file or a folder")
     path = Path(source).expanduser()
     if not path.exists():
         raise FileNotFoundError(
-            f"source: {str(source)!r} is neither stdlib, enwik8 or wikitext-103 nor an existing file or folder"
+            f"source: {str(source)!r} is neither {', '.join(CORPORA)} nor an existing file or folder"
         )
     return _local_documents(path, split, text_field)
 
 
-def _stdlib_documents(split: str) -> list[str]:
+@corpus("stdlib")
+def stdlib_documents(split: str, data_dir: str | Path | None = None) -> list[str]:
+    """The source files of Python's own standard library, read where Python keeps them."""
     root = Path(sysconfig.get_paths()["stdlib"])
     files = [(path.relative_to(root).as_posix(), path) for path in root.rglob("*.py")]
     files = sorted((name, path) for name, path in files if _belongs_to_stdlib(name))

@@ -10,6 +10,8 @@ from http.client import HTTPException
 from pathlib import Path
 from shutil import copyfileobj
 
+from titans.data.sources import corpus
+
 ENWIK8_URL = "https://mattmahoney.net/dc/enwik8.zip"
 ENWIK8_BYTES = 100_000_000
 WIKITEXT103_URL = "https://wikitext.smerity.com/wikitext-103-raw-v1.zip"
@@ -21,6 +23,7 @@ def data_folder(data_dir: str | Path | None = None) -> Path:
     return Path(data_dir or os.environ.get("TITANS_DATA") or Path.home() / ".cache" / "titans").expanduser()
 
 
+@corpus("enwik8")
 def enwik8_documents(split: str, data_dir: str | Path | None = None) -> list[str]:
     """The first 90 MB, next 5 MB or last 5 MB of enwik8, as one document.
 
@@ -43,6 +46,7 @@ def enwik8_documents(split: str, data_dir: str | Path | None = None) -> list[str
     return [content[begin:end].decode("utf-8", errors="replace")]
 
 
+@corpus("wikitext-103")
 def wikitext103_documents(split: str, data_dir: str | Path | None = None) -> list[str]:
     """The articles of WikiText-103, headings included.
 

@@ -4,10 +4,11 @@
 and :class:`TitansForCausalLM` write; importing this package registers them.
 """
 
-from titans.hf.adapter import TitansForCausalLM, TitansHFOutput, register
-from titans.hf.cache import TitansCache
+from titans.hf.adapter import TitansCache, TitansForCausalLM, TitansHFOutput, register
 from titans.hf.config import TitansHFConfig
+from titans.hf.graft import graft, grafts, load_graft, memories, save_graft
 
 register()
 
 __all__ = ["TitansCache", "TitansForCausalLM", "TitansHFConfig", "TitansHFOutput", "register"]
+__all__ += ["graft", "grafts", "load_graft", "memories", "save_graft"]

@@ -1,5 +1,7 @@
 """`TitansForCausalLM`: a titans model as a transformers model."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,27 +13,48 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreT
 from transformers.utils import ModelOutput
 
 from titans.files import write_whole
-from titans.hf.cache import TitansCache
-from titans.hf.config import TitansHFConfig
+from titans.hf.config import TitansHFConfig, leads_here
 from titans.layers.module import reset
 from titans.models import ModelState, TitansModel, build_model
 from titans.models.folder import PREFIX, SHIM, SHIM_TEXT
 
-# What tools of transformers pass along, and what there is nothing to do with: tokens have no types here, and where a
-# row stands is in its state.
+# What tools pass along though nothing depends on it: tokens have no types, and where a row stands is in its state.
 UNUSED = {"token_type_ids", "cache_position", "tokenizer"}
+
+
+class TitansCache:
+    """A `ModelState` in the place of ``past_key_values``; as any cache, it is changed by the call that it is given to.
+
+    Args:
+        state: what has been read; None for nothing.
+        columns: how many columns of ``input_ids`` that was, padding included. 0 where the next ids do not repeat it.
+    """
+
+    is_compileable = False
+    is_croppable = False  # a memory cannot unread
+
+    def __init__(self, state: ModelState | None = None, columns: int = 0):
+        self.state = state
+        self.columns = columns
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.columns
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.state = None if self.state is None else self.state.select(beam_idx)
+
+    batch_select_indices = reorder_cache
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.state = None if self.state is None else self.state.fork(repeats)
+
+    def reset(self) -> None:
+        self.state, self.columns = None, 0
 
 
 @dataclass
 class TitansHFOutput(ModelOutput):
-    """What `TitansForCausalLM` returns.
-
-    Args:
-        loss: mean cross entropy of the shifted labels, scalar; None without labels.
-        logits: ``[B, T, V]``.
-        past_key_values: the cache after the last token; None with ``use_cache=False``.
-        hidden_states: the residual stream ``[B, T, d_model]`` before each block and what the head reads, if asked for.
-    """
+    """What `TitansForCausalLM` returns: `titans.models.ModelOutput`, its state in a cache (if ``use_cache``)."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
@@ -49,7 +72,6 @@ class TitansForCausalLM(PreTrainedModel, GenerationMixin):
 
     config_class = TitansHFConfig
     base_model_prefix = PREFIX.rstrip(".")
-    main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True  # num_items_in_batch
     _supports_sdpa = True
@@ -62,24 +84,13 @@ class TitansForCausalLM(PreTrainedModel, GenerationMixin):
         self.model: TitansModel = build_model(config.core())
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        *,
-        labels: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        state: ModelState | None = None,
-        store_mask: Tensor | None = None,
-        document_ids: Tensor | None = None,
-        logits_to_keep: int = 0,
-        inputs_embeds: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        num_items_in_batch: Tensor | int | None = None,
-        past_key_values: TitansCache | None = None,
-        use_cache: bool | None = None,
-        return_dict: bool | None = None,
-        **others: Any,
-    ) -> TitansHFOutput | tuple[Any, ...]:
+    def forward(  # the names and order of TitansModel.forward, then transformers' own
+        self, input_ids: Tensor | None = None, *, labels: Tensor | None = None, attention_mask: Tensor | None = None,
+        state: ModelState | None = None, store_mask: Tensor | None = None, document_ids: Tensor | None = None,
+        logits_to_keep: int = 0, inputs_embeds: Tensor | None = None, output_hidden_states: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None, past_key_values: TitansCache | None = None,
+        use_cache: bool | None = None, return_dict: bool | None = None, **others: Any,
+    ) -> TitansHFOutput | tuple[Any, ...]:  # fmt: skip
         """Run the model; see `titans.models.TitansModel` for the arguments of both.
 
         Args:
@@ -93,42 +104,27 @@ class TitansForCausalLM(PreTrainedModel, GenerationMixin):
             ValueError: what `TitansModel` refuses, a state and a cache together, or a cache of another kind.
             TypeError: any other argument.
         """
-        self._check(state, past_key_values, others)
+        if wrong := [n for n, value in others.items() if n not in UNUSED and value is not None and value is not False]:
+            raise TypeError(f"TitansForCausalLM takes no {', '.join(wrong)}")
+        cache = TitansCache(state) if past_key_values is None else past_key_values
+        if not isinstance(cache, TitansCache) or (state is not None and past_key_values is not None):
+            raise ValueError(f"give state or a TitansCache, not both, got past_key_values of {type(cache).__name__}")
         columns = next((x.shape[1] for x in (input_ids, inputs_embeds) if x is not None), 0)
         if attention_mask is not None and attention_mask.dim() == 2:
             attention_mask = attention_mask[:, -columns:]
-        cache = TitansCache(state) if past_key_values is None else past_key_values
         hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         out = self.model(
-            input_ids,
-            labels=labels,
-            attention_mask=attention_mask,
-            state=cache.state,
-            store_mask=store_mask,
-            document_ids=document_ids,
-            logits_to_keep=logits_to_keep,
-            inputs_embeds=inputs_embeds,
-            output_hidden_states=bool(hidden),
-            num_items_in_batch=num_items_in_batch,
-        )
-        cache.read(out.state, columns)
+            input_ids, labels=labels, attention_mask=attention_mask, state=cache.state, store_mask=store_mask,
+            document_ids=document_ids, logits_to_keep=logits_to_keep, inputs_embeds=inputs_embeds,
+            output_hidden_states=bool(hidden), num_items_in_batch=num_items_in_batch,
+        )  # fmt: skip
+        cache.state, cache.columns = out.state, cache.columns + columns
         keep = getattr(self.config, "use_cache", True) if use_cache is None else use_cache
         result = TitansHFOutput(out.loss, out.logits, cache if keep else None, out.hidden_states)
-        named = self.config.return_dict if return_dict is None else return_dict
-        return result if named else result.to_tuple()
-
-    def _check(self, state: Any, cache: Any, others: Mapping[str, Any]) -> None:
-        for name, value in others.items():
-            if value is not None and value is not False and name not in UNUSED:
-                hint = ": rows stand where state and attention_mask say" if name == "position_ids" else ""
-                raise TypeError(f"TitansForCausalLM takes no {name}{hint}, got {type(value).__name__}")
-        if cache is not None and not isinstance(cache, TitansCache):
-            raise ValueError(f"past_key_values must be a TitansCache, got {type(cache).__name__}")
-        if cache is not None and state is not None:
-            raise ValueError("give state or past_key_values, got both")
+        return result.to_tuple() if return_dict is False or not self.config.return_dict else result
 
     @torch.no_grad()
-    def generate(self, inputs: Tensor | None = None, *args: Any, state: ModelState | None = None, **kwargs: Any):
+    def generate(self, inputs: Tensor | None = None, *args: Any, state: ModelState | None = None, **kwargs: Any) -> Any:
         """transformers' ``generate``, whose every step costs the same time and memory.
 
         Args:
@@ -136,64 +132,47 @@ class TitansForCausalLM(PreTrainedModel, GenerationMixin):
             state: what has been read before, which stays as it is.
         """
         if state is not None:
-            if kwargs.get("past_key_values") is not None:
-                raise ValueError("give state or past_key_values, got both")
-            kwargs["past_key_values"] = TitansCache(state)
-        return super().generate(inputs, *args, **kwargs)
+            kwargs = {"past_key_values": TitansCache(state), **kwargs}
+        return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
 
     def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        next_sequence_length: int | None = None,
-        inputs_embeds: Tensor | None = None,
-        **kwargs: Any,
-    ):
+        self, input_ids: Tensor, next_sequence_length: int | None = None, inputs_embeds: Tensor | None = None, **kwargs
+    ) -> Any:
         if next_sequence_length is not None and next_sequence_length < 1:
-            read = kwargs["past_key_values"].get_seq_length()
             raise ValueError(
-                f"input_ids must go on after the {read} tokens of past_key_values, got {input_ids.shape[1]}: give the "
-                "whole text so far, or state= and what follows it"
+                f"input_ids must be the whole text so far, more than the {kwargs['past_key_values'].columns} tokens of "
+                f"past_key_values, got {input_ids.shape[1]}; or give state= and what follows it"
             )
-        return super().prepare_inputs_for_generation(
+        return super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids, next_sequence_length, inputs_embeds=inputs_embeds, **kwargs
         )
 
-    def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any):
+    def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> Any:
         """Beams and several samples: as many rows of the caller's cache, which is left as it is."""
         cache = kwargs.get("past_key_values")
-        if isinstance(cache, TitansCache) and cache.state is not None and expand_size > 1:
-            rows = [row for row in range(cache.state.rows) for _ in range(expand_size)]
-            kwargs["past_key_values"] = cache.select(rows)
-        return super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
+        if cache is not None and cache.state is not None:
+            kwargs["past_key_values"] = TitansCache(cache.state.fork(expand_size), cache.columns)
+        return super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)  # type: ignore[misc]
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        return False
+        return False  # the first call makes a TitansCache
 
     @classmethod
-    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any):
-        """transformers' own, but weights that are missing or left over are an error, not a warning.
-
-        Raises:
-            ValueError: the folder's tensors are not those of its configuration.
-        """
-        model, told = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        for what in ("missing_keys", "unexpected_keys"):
-            if names := sorted(told[what]):
-                raise ValueError(f"{args[0] if args else 'model folder'}: {what.replace('_', ' ')} {', '.join(names)}")
+    def from_pretrained(cls, path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """transformers' own, but weights that are missing or left over are a ValueError, not a warning."""
+        model, told = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)  # type: ignore[misc]
         if hasattr(model, "hf_device_map") and any(p.is_meta for p in model.parameters()):
             raise ValueError("device_map: parts cannot be offloaded, since layers read parameters of modules in them")
+        check_loaded(path, model, told)
         return (model, told) if output_loading_info else model
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """The one folder format, see `titans.models.folder`; arguments as transformers has them."""
         super().save_pretrained(save_directory, **kwargs)
-        if kwargs.get("is_main_process", True):
-            write_whole(Path(save_directory) / SHIM, lambda aside: aside.write_text(SHIM_TEXT, encoding="utf-8"))
+        write_whole(Path(save_directory) / SHIM, lambda aside: aside.write_text(SHIM_TEXT, encoding="utf-8"))
 
-    @classmethod
-    def register_for_auto_class(cls, auto_class: Any = None) -> None:
-        """Nothing to do: every folder has a file that leads to this class."""
+    register_for_auto_class = classmethod(leads_here)  # type: ignore[assignment]
 
     def _init_weights(self, module: nn.Module) -> None:
         """Start a new embedding or head; everything else `build_model` has initialised."""
@@ -203,15 +182,14 @@ class TitansForCausalLM(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embedding
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         self.model.embedding = value
-        size = {"vocab_size": value.weight.shape[0]}
-        self.model.config = self.model.config.model_copy(update=size).frozen()
+        self.model.config = self.model.config.model_copy(update={"vocab_size": value.weight.shape[0]}).frozen()
 
     def get_output_embeddings(self) -> nn.Module:
         return self.model.head
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: Any) -> None:
         self.model.head = new_embeddings
 
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
@@ -221,9 +199,17 @@ class TitansForCausalLM(PreTrainedModel, GenerationMixin):
     def gradient_checkpointing_disable(self) -> None:
         self.model.config.gradient_checkpointing = False
 
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        return self.model.config.gradient_checkpointing
+    is_gradient_checkpointing = is_activation_checkpointing = property(  # type: ignore[assignment]
+        lambda self: self.model.config.gradient_checkpointing
+    )
+
+
+def check_loaded(path: Any, model: Any, told: Mapping[str, Any]) -> Any:
+    """``model``, unless its folder lacked tensors or held others, of which transformers only warns."""
+    for what in ("missing_keys", "unexpected_keys"):
+        if names := sorted(told[what]):
+            raise ValueError(f"{path}: {what.replace('_', ' ')} {', '.join(names)}")
+    return model
 
 
 def register() -> None:

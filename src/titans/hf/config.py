@@ -9,7 +9,9 @@ from titans.models.config import MODEL_TYPE
 from titans.models.folder import header
 from titans.models.semantics import check_semantics
 
-NO_LIMIT = 2**30  # tokens: tools cut texts to max_position_embeddings, and nothing here has to be cut
+
+def leads_here(cls: type, auto_class: Any = None) -> None:
+    """In the place of ``register_for_auto_class``: a folder's own file leads to the class, no code is copied there."""
 
 
 class TitansHFConfig(PretrainedConfig):
@@ -24,6 +26,7 @@ class TitansHFConfig(PretrainedConfig):
     """
 
     model_type = MODEL_TYPE
+    register_for_auto_class = classmethod(leads_here)  # type: ignore[assignment]
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012  the Trainer gathers tensors only
     attribute_map: ClassVar[dict[str, str]] = {
         "hidden_size": "d_model",
@@ -47,8 +50,8 @@ class TitansHFConfig(PretrainedConfig):
 
     @property
     def max_position_embeddings(self) -> int:
-        """So long that no tool cuts a text; ``max_seq_len`` is the length of training windows."""
-        return NO_LIMIT
+        """So many that no tool cuts a text; ``max_seq_len`` is the length of training windows."""
+        return 2**30
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, and those that tools look for (PEFT)."""
@@ -56,17 +59,9 @@ class TitansHFConfig(PretrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """What ``from_pretrained`` reads a config.json with.
-
-        Raises:
-            ValueError: its model was trained when the same configuration and weights computed something else.
-        """
+        """What ``from_pretrained`` reads a config.json with; a ValueError where it was made for other semantics."""
         check_semantics(config_dict.get("semantics"), "config.json")
         return super().from_dict(config_dict, **kwargs)
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class: Any = None) -> None:
-        """Nothing to do: every folder has a file that leads to this class."""
 
     def core(self) -> TitansConfig:
         """The `TitansConfig` the model is built from."""

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from titans.autograd import hand_written
 from titans.layers.module import Module
 from titans.ops.rows import Rows, columns, flags
 
@@ -25,7 +25,7 @@ class _Depthwise(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @hand_written
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         padded, weight = ctx.saved_tensors
         tokens = grad.shape[1]

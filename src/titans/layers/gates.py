@@ -17,6 +17,24 @@ from titans.ops.memory import Gates
 
 INITIAL_DELTA = 1.0
 RANK = 32
+FULL_STEP_CHUNK = 16  # tokens; a default step size shrinks in longer chunks
+
+
+def default_heads(d_model: int) -> int:
+    """The largest divisor h of d_model that leaves heads at least 64 wide; 1 if there is none."""
+    return max((h for h in range(1, d_model // 64 + 1) if d_model % h == 0), default=1)
+
+
+def default_theta_max(miras: MirasConfig, head_dim: int, chunk_size: int) -> float:
+    """``step_scale`` / D · min(1, 16 / C): gradients of one chunk are all taken at the same weights, and add up."""
+    return miras.step_scale / head_dim * min(1, FULL_STEP_CHUNK / chunk_size)
+
+
+def check_count(name: str, value: int, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{name} must be an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 class MemoryGates(Module):

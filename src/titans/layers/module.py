@@ -54,11 +54,3 @@ class Linear(nn.Linear):
         nn.init.normal_(self.weight, std=self.gain * self.in_features**-0.5)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
-
-
-def check_count(name: str, value: int, least: int) -> None:
-    """Raise a ValueError unless ``value`` is an integer of at least ``least``; True is none."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"{name} must be an integer, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")

@@ -14,12 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from titans.layers.convolution import ShortConvolution
-from titans.layers.gates import MemoryGates
-from titans.layers.module import Linear, Module, check_count
+from titans.layers.gates import MemoryGates, check_count, default_heads, default_theta_max
+from titans.layers.module import Linear, Module
 from titans.miras import MirasConfig
 from titans.miras.config import resolve_miras
 from titans.ops.memory import (
-    ENGINES,
     Engine,
     MemoryState,
     MemoryTrace,
@@ -28,6 +27,7 @@ from titans.ops.memory import (
     check_engine,
     check_finite,
     default_steps,
+    engine_for,
     initial_weights,
     memory_trace,
     read,
@@ -41,7 +41,6 @@ from titans.ops.rows import Packing, Rows
 from titans.state import State, counts
 
 OWN = 0.2  # share of a token itself in its key at the start
-FULL_STEP_CHUNK = 16  # tokens; a default step size shrinks in longer chunks
 
 
 @dataclass(frozen=True)
@@ -55,16 +54,6 @@ class NeuralMemoryState(State):
     def seen(self) -> tuple[int, ...]:
         """Tokens read, per row."""
         return self.memory.count
-
-
-def default_heads(d_model: int) -> int:
-    """The largest divisor h of d_model that leaves heads at least 64 wide; 1 if there is none."""
-    return max((h for h in range(1, d_model // 64 + 1) if d_model % h == 0), default=1)
-
-
-def default_theta_max(miras: MirasConfig, head_dim: int, chunk_size: int) -> float:
-    """``step_scale`` / D · min(1, 16 / C): gradients of one chunk are all taken at the same weights, and add up."""
-    return miras.step_scale / head_dim * min(1, FULL_STEP_CHUNK / chunk_size)
 
 
 class NeuralMemory(Module):
@@ -114,7 +103,7 @@ class NeuralMemory(Module):
         conv_kernel: int = 4,
         qkv_activation: Literal["none", "silu"] = "none",
         theta_max: float | None = None,
-        engine: Engine = "chunked",
+        engine: Engine = "auto",
     ):
         super().__init__()
         for name, value, least in (
@@ -246,7 +235,8 @@ class NeuralMemory(Module):
                 x, store_mask = packing.pack(x), None if store_mask is None else packing.pack(store_mask)
         tokens, tail = self._tokens(x, state, rows)
         memory = None if state is None else state.memory
-        found, memory, _ = scan(self.rule, stored(tokens, store_mask), memory, rows, ENGINES[self.engine])
+        engine = engine_for(self.engine, self.miras, x.device)
+        found, memory, _ = scan(self.rule, stored(tokens, store_mask), memory, rows, engine)
         if not checked:
             memory = replace(memory, rule=self.rule_name)
         y, state = self._output(found, x), NeuralMemoryState(memory, tail)

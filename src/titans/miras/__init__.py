@@ -1,5 +1,8 @@
 """What a memory computes: the four MIRAS choices (arXiv 2504.13173) as small strategy objects."""
 
+import importlib
+import pkgutil
+
 from titans.miras.algorithm import Algorithm, GradientDescent, Momentum, Muon
 from titans.miras.bias import L2, Bias, ErrorSignal, Huber, Lp, Robust
 from titans.miras.config import MirasConfig
@@ -42,3 +45,6 @@ __all__ = [
     "Vector",
     "WeightDecay",
 ]
+
+for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)  # a new file here is found by itself

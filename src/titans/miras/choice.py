@@ -15,7 +15,8 @@ class Choice(BaseModel):
 
     A direct subclass is an axis and owns a registry; a class below it that sets ``name`` is a member and is found
     under that name when a configuration is read back from JSON or YAML. Registering an own member is therefore
-    nothing but defining the class.
+    nothing but defining the class, before the name is looked up. Fields are the member's arguments and must be
+    annotated (``cap: float = 1.5``); ``name`` and whatever else the base declares as a ClassVar need not be.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -66,6 +66,11 @@ class MirasConfig(BaseModel):
         return self
 
     @property
+    def hides_writes(self) -> bool:
+        """Does a read see nothing of a chunk's writes before the chunk is complete?"""
+        return self.retention.inside == "hidden" or self.algorithm.per_chunk
+
+    @property
     def step_scale(self) -> float:
         """A layer's default cap of θ times its head width D: 1 for the Titans rule with two maps."""
         return self.architecture.step_scale * self.bias.step_scale * self.retention.step_scale

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from titans.autograd import hand_written
 from titans.miras.choice import Choice
 
 Apply = Callable[[int, Tensor], Tensor]
@@ -37,7 +37,7 @@ class _GeluBackward(torch.autograd.Function):
         return torch.ops.aten.gelu_backward(error, x)
 
     @staticmethod
-    @once_differentiable
+    @hand_written
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         error, x = ctx.saved_tensors
         square = x.square()

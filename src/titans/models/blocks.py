@@ -15,10 +15,10 @@ from titans.state import State
 class Block(Module):
     """x + mixer(norm(x)), then x + feed-forward(norm(x))."""
 
-    def __init__(self, config: TitansConfig):
+    def __init__(self, config: TitansConfig, layer: int):
         super().__init__()
         self.mixer_norm = nn.RMSNorm(config.d_model)
-        self.mixer = MIXERS[config.variant](config)
+        self.mixer = MIXERS[config.mixer(layer)](config.model_copy(update={"variant": config.mixer(layer)}))
         self.ffn_norm = nn.RMSNorm(config.d_model)
         self.ffn = FeedForward(config.d_model, config.ffn_mult, gain=config.residual_gain)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
-from titans.layers.neural_memory import default_heads, default_theta_max
+from titans.layers.gates import default_heads, default_theta_max
 from titans.miras import MirasConfig
 from titans.miras.config import resolve_miras
 from titans.models.registry import MIXERS
@@ -79,6 +79,8 @@ class TitansConfig(CheckedModel):
         n_memory_tokens: MAC: additional memory reads with learned queries per segment.
         ffn_mult: width of the feed-forward, as a multiple of d_model in its two-matrix equivalent.
         chunk_size: the memory's update unit; gradients are taken at its start.
+        memory_layers: numbers of the blocks, from 0, that are of ``variant``; the others have sliding-window attention
+            alone, as "swa" has. Default: all.
         segment_len: MAC's attention block, a multiple of chunk_size; default chunk_size.
         window: reach of sliding-window attention (MAG, MAL, swa).
         use_momentum: default as ``miras`` says.
@@ -108,6 +110,7 @@ class TitansConfig(CheckedModel):
     n_memory_tokens: int = Field(default=0, ge=0, le=2**20)
     ffn_mult: float = Field(default=4, ge=0.01, le=1000, allow_inf_nan=False)
     chunk_size: int = Field(default=128, ge=1, le=MOST)
+    memory_layers: tuple[int, ...] | None = None
     segment_len: int | None = Field(default=None, ge=1, le=MOST)
     window: int = Field(default=512, ge=1, le=MOST)
     use_momentum: bool | None = None
@@ -150,8 +153,18 @@ class TitansConfig(CheckedModel):
             raise ValueError(f"chunk_size must divide segment_len = {self.segment}, got {self.chunk_size}")
         if self.n_memory_tokens and self.variant != "MAC":
             raise ValueError(f"n_memory_tokens belongs to variant MAC, got {self.n_memory_tokens} with {self.variant}")
+        if self.memory_layers is not None:
+            if not self.has_memory or not set(self.memory_layers) <= set(range(self.n_layers)):
+                raise ValueError(
+                    f"memory_layers must be among the blocks 0..{self.n_layers - 1} of a variant with a memory, got "
+                    f"{self.memory_layers} with {self.variant}"
+                )
         _ = self.rule
         return self
+
+    def mixer(self, layer: int) -> str:
+        """The variant of a block."""
+        return self.variant if self.memory_layers is None or layer in self.memory_layers else "swa"
 
     @property
     def attention_heads(self) -> int:

@@ -64,9 +64,9 @@ class Cost:
 
 
 def measure_cost(config: TitansConfig, longest: int = 1024) -> Cost:
-    """Run one sequence through a single block with a vocabulary of one, count, and scale to the whole model.
+    """Run one sequence through a block of each kind with a vocabulary of one, count, and scale to the whole model.
 
-    All blocks of a model are alike, so this is exact, and the largest preset takes seconds.
+    Blocks of a kind are alike, so this is exact, and the largest preset takes seconds.
 
     Args:
         config: the model, of any size.
@@ -75,36 +75,43 @@ def measure_cost(config: TitansConfig, longest: int = 1024) -> Cost:
     """
     unit = config.segment if config.variant == "MAC" else config.chunk_size
     tokens = max(unit, min(longest, config.max_seq_len) // unit * unit, 2) - 1
+    kinds = Counter(config.mixer(layer) for layer in range(config.n_layers))
+    times = [kinds.pop(config.variant, 0), *kinds.values()]  # blocks like the model's i-th
+    alike = {"n_layers": len(times), "vocab_size": 1, "memory_layers": (0,) if kinds else None}
     with torch.random.fork_rng(devices=[]):
-        block = build_model(config.model_copy(update={"n_layers": 1, "vocab_size": 1}))
+        block = build_model(config.model_copy(update=alike))
     block.eval().requires_grad_(False)
     # Only the plain form of attention is made of products that the counter knows on every device.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         out = block(torch.zeros((1, tokens), dtype=torch.int64))
-    counts = {name.partition(".")[2]: sum(kinds.values()) for name, kinds in counter.get_flop_counts().items()}
-    parts = _parts(config, block, counts, counter.get_total_flops(), tokens)
-    return Cost(parts, state_bytes=out.state.nbytes * config.n_layers, tokens=tokens)
+    counts = {name.partition(".")[2]: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+    parts = _parts(config, block, counts, times, tokens)
+    state_bytes = sum(n * layer.nbytes for n, layer in zip(times, out.state.layers, strict=True))
+    return Cost(parts, state_bytes=state_bytes, tokens=tokens)
 
 
-def _parts(config: TitansConfig, block: nn.Module, counts: dict[str, int], total: int, tokens: int) -> tuple[Part, ...]:
+def _parts(
+    config: TitansConfig, block: nn.Module, counts: dict[str, int], blocks: list[int], tokens: int
+) -> tuple[Part, ...]:
     """Parameters and FLOPs by part.
 
-    ``counts`` has the FLOPs of each module that was called, with everything below it, by its path; what is left of
-    ``total`` after linear maps and convolutions is the mixing itself.
+    ``counts`` has the FLOPs of each module that was called, with everything below it, by its path, and ``blocks`` how
+    often each block counts; what is left of a block after linear maps and convolutions is the mixing itself.
     """
     parameters: Counter[str] = Counter()
-    products: Counter[str] = Counter({MIXING: config.n_layers * total})
+    products: Counter[str] = Counter({MIXING: sum(n * counts.get(f"blocks.{i}", 0) for i, n in enumerate(blocks))})
     counted: set[nn.Parameter] = set()
 
     def visit(module: nn.Module, path: str, part: str) -> None:
         part = HEAD if path == "head" else PARTS.get(type(module), part)
-        times = config.n_layers if path.startswith("blocks.") else config.vocab_size if part in TABLES else 1
+        inside = path.startswith("blocks.")
+        times = blocks[int(path.split(".")[1])] if inside else config.vocab_size if part in TABLES else 1
         own = set(module.parameters(recurse=False)) - counted
         counted.update(own)
         parameters[part] += times * sum(p.numel() for p in own)
         if not any(module.children()):
             products[part] += times * counts.get(path, 0)
-            products[MIXING] -= config.n_layers * counts.get(path, 0)
+            products[MIXING] -= times * counts.get(path, 0) if inside else 0
         for name, child in module.named_children():
             visit(child, f"{path}.{name}" if path else name, part)
 

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from titans.layers.module import Linear, Module
@@ -24,9 +26,11 @@ from titans.models.blocks import Block
 from titans.models.config import FREE, TitansConfig
 from titans.models.generation import GenerationMixin
 from titans.models.state import ModelState, Origin, hash_weights
-from titans.ops.memory import Engine, check_engine, check_finite
+from titans.ops.memory import Engine, check_engine, check_finite, pick
 from titans.ops.rows import Packing, Rows
 from titans.state import counts
+
+NOTICEABLE = 16  # tokens of a chunk that hides its writes
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,13 @@ class ModelOutput(Mapping):
         return len(self._present())
 
 
+pytree.register_pytree_node(
+    ModelOutput,
+    lambda out: ([getattr(out, f.name) for f in fields(out)], None),
+    lambda values, context: ModelOutput(*values),
+)
+
+
 class TitansModel(GenerationMixin, Module):
     """A language model of ``config.n_layers`` blocks of one variant.
 
@@ -79,12 +90,20 @@ class TitansModel(GenerationMixin, Module):
         super().__init__()
         self.config = config.frozen()
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = nn.RMSNorm(config.d_model)
         self.head = Linear(config.d_model, config.vocab_size)
         self.initialise()
         if engine is not None:
             self.set_engine(engine)
+        if config.has_memory and config.rule.hides_writes and config.chunk_size > NOTICEABLE:
+            retention, algorithm = config.rule.retention.name, config.rule.algorithm.name
+            warnings.warn(
+                f"with retention {retention!r} and algorithm {algorithm!r} a chunk's writes show only when it is "
+                f"complete: with chunk_size = {config.chunk_size} nothing of the last {config.chunk_size - 1} tokens "
+                "may be in the memory (docs/miras.md)",
+                stacklevel=3,
+            )
 
     def initialise(self) -> None:
         """The embedding starts at the scale of the tied output projection: logits of unit variance."""
@@ -173,12 +192,22 @@ class TitansModel(GenerationMixin, Module):
         return (*stream, self.norm(x)), ModelState(tuple(layers), counts(rows.after), origin)
 
     def set_engine(self, engine: Engine) -> None:
-        """How the memories compute: "chunked", the default; "compiled", faster after a minute of ``torch.compile`` per
-        shape, and worth it for training; "reference", the plain token loop."""
+        """How the memories compute; see `titans.ops.memory_scan`.
+
+        Raises:
+            ValueError: no such engine, or it cannot be used for this model's rule here.
+        """
         check_engine(engine)
+        if self.config.has_memory:
+            pick(engine, self.config.rule, self.embedding.weight.device)
         for module in self.modules():
             if isinstance(module, NeuralMemory):
                 module.engine = engine
+
+    def engines(self) -> dict[str, tuple[str, str]]:
+        """For every memory, by the path of its layer: the engine that computes it, and why that one."""
+        memories = ((n, m) for n, m in self.named_modules() if isinstance(m, NeuralMemory))
+        return {name: pick(m.engine, m.miras, m.qkv.weight.device) for name, m in memories}
 
     @property
     def origin(self) -> Origin:
@@ -188,8 +217,10 @@ class TitansModel(GenerationMixin, Module):
     @property
     def fingerprint(self) -> str:
         """A hash of everything in the configuration that a state depends on."""
-        told = self.config.explicit().model_dump(mode="json", exclude=set(FREE), context=BY_NAME)
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+        described = self.config.explicit().model_dump(mode="json", exclude=set(FREE), context=BY_NAME)
+        if described["memory_layers"] is None:  # as in files of before there was this field
+            del described["memory_layers"]
+        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write ``model.safetensors`` and ``config.json`` into a folder, each moved into place when complete."""

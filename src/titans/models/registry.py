@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from titans.layers.module import Module
 
@@ -15,7 +15,13 @@ class Mixer(Module):
     A mixer is built from a `TitansConfig` and called as ``mixer(x, state, rows, store)`` with normalised x
     [B, T, d_model] of a right-padded batch, the state that its last call returned (None: all streams begin here), where
     the rows stand, and [B, T] bool, False for tokens that a memory reads but does not write (None: all are written). It
-    returns its output [B, T, d_model] and the new state. Defining the class is registering it.
+    returns its output [B, T, d_model], which the block adds to the residual stream, and the new state, a
+    `titans.state.State` of its own (a frozen dataclass). Defining the class is registering it.
+
+    What mixes tokens must go by ``rows``: a row may be shorter than T, go on from the state or begin, and hold further
+    documents, each of which begins anew. The parts (`titans.models.mixers.parts`: ``PrefixedMemory``,
+    ``make_attention``) do when they are handed it, with their part of the state; what treats tokens one by one need
+    not. `titans.models.mixers.mag` is the shortest mixer that has both.
 
     Attributes:
         variants: names under which `TitansConfig.variant` knows it.
@@ -26,7 +32,10 @@ class Mixer(Module):
     has_memory: ClassVar[bool] = True
 
     def __init_subclass__(cls) -> None:
-        for name in cls.variants:
+        names: Any = cls.__dict__.get("variants", ())  # not the parent's
+        if not isinstance(names, tuple):
+            raise TypeError(f'{cls.__name__}.variants must be a tuple such as ("MAC",), got {names!r}')
+        for name in names:
             known = MIXERS.get(name)
             if known is not None and known.__qualname__ != cls.__qualname__:
                 raise TypeError(f"variant {name!r} is taken by {known.__name__}: choose another name")

@@ -39,7 +39,8 @@ class Origin:
         self.fingerprint = fingerprint
         self.model = model
         self._weights = weights
-        self._versions = None if model is None else _versions(model)
+        exporting = torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+        self._versions = None if model is None or exporting else _versions(model)  # fake tensors have no storage
 
     @property
     def weights(self) -> str:
@@ -127,6 +128,11 @@ class ModelState(State):
         """Tokens read, per row."""
         return tuple(self.read.tolist())
 
+    @property
+    def rows(self) -> int:
+        """Rows of the batch."""
+        return len(self.read)
+
     def forget(self) -> ModelState:
         """Every memory back at its learned initial weights; positions, convolutions and attention caches go on.
 
@@ -187,9 +193,9 @@ class ModelState(State):
         metadata = header.get("__metadata__", {})
         if metadata.get("format") != "titans-state":
             raise ValueError(f"state file {str(path)!r} holds no titans state")
-        check_semantics(metadata.get("semantics"), f"state file {str(path)!r}")
         if (version := metadata.get("version")) != str(FORMAT_VERSION):
             raise ValueError(f"state file {str(path)!r} has format version {version}, not {FORMAT_VERSION}")
+        check_semantics(metadata.get("semantics"), f"state file {str(path)!r}")
         told = {name: value for name, value in metadata.items() if name != "hash"}
         if set(told) != set(WORDS) or metadata.get("hash") != hash_tensors(tensors, told):
             raise ValueError(f"state file {str(path)!r} is damaged: its content is not what was saved (hash)")

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from titans.models import TitansConfig
 from titans.models.config import MOST, CheckedModel
+from titans.ops.memory import Engine
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -80,7 +81,7 @@ class TrainingSection(Section):
         lr, min_lr_ratio, warmup_steps, weight_decay: see `titans.training.optimizer`; lr is the model's when left out.
         clip: largest gradient norm, 0 switches clipping off.
         precision: "float32", or "bf16" for autocast (the memory's state stays float32).
-        engine: "compiled" sends the memory's work through ``torch.compile``: a minute or two of warm-up, then faster.
+        engine: of the memories, see `titans.ops.memory_scan`; "auto" takes the fastest that is exact.
         device: "auto" takes an accelerator if there is one.
         eval_every: steps between evaluations, 0 for none. The last step is always evaluated unless it is 0.
         eval_tokens: tokens of the validation split that an evaluation reads.
@@ -110,7 +111,7 @@ class TrainingSection(Section):
     weight_decay: float = Field(0.1, ge=0, le=1000, allow_inf_nan=False)
     clip: float = Field(1.0, ge=0, le=1e9, allow_inf_nan=False)
     precision: Literal["float32", "bf16"] = "float32"
-    engine: Literal["chunked", "compiled"] = "chunked"
+    engine: Engine = "auto"
     device: Literal["auto", "cpu"] = "auto"
     eval_every: int = Field(200, ge=0, le=MOST)
     eval_tokens: int = Field(100_000, ge=1, le=2**53)

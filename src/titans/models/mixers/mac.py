@@ -22,8 +22,9 @@ from titans.models.config import TitansConfig
 from titans.models.mixers.parts import make_attention, make_memory, make_persistent
 from titans.models.registry import Mixer
 from titans.ops.attention import apply_rotary, segment_attention
+from titans.ops.grid import Block, Grid, Remainder, remainders
 from titans.ops.memory import MemoryState
-from titans.ops.rows import Block, Grid, Remainder, Rows, flags, remainders
+from titans.ops.rows import Rows, flags
 from titans.state import State, counts
 
 # What the memory recalls starts out quiet beside the tokens. At 1, an untrained MAC feeds its own recollections back
@@ -109,7 +110,7 @@ class MACMixer(Mixer):
     def forward(self, x: Tensor, state: MACState | None, rows: Rows, store: Tensor | None) -> tuple[Tensor, MACState]:
         tokens, tail = self._project(x, None if state is None else state.tail, rows)
         walk = _Walk(self, tokens, state, rows)
-        grid = rows.grid(self.segment)
+        grid = Grid.of(rows, self.segment)
         stores = [None] * len(grid.blocks) if store is None else grid.lay(store).split(grid.widths, 1)
         for block, part, stored in zip(grid.blocks, tokens.cut(grid), stores, strict=True):
             walk.take(block, part, stored)

@@ -1,11 +1,9 @@
 """The memory operator: ``memory_scan`` with a plain reference and a fast engine."""
 
+from titans.ops.memory.engines import ENGINES, Engine, check_engine, engine_for, pick
 from titans.ops.memory.rule import Rule, default_steps
 from titans.ops.memory.scan import (
-    ENGINES,
-    Engine,
     MemoryTrace,
-    check_engine,
     initial_weights,
     memory_read,
     memory_scan,
@@ -29,10 +27,12 @@ __all__ = [
     "check_engine",
     "check_finite",
     "default_steps",
+    "engine_for",
     "initial_weights",
     "memory_read",
     "memory_scan",
     "memory_trace",
+    "pick",
     "read",
     "read_weights",
     "scan",

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from titans.ops.memory.decay import Ending, cumulative_products
+from titans.autograd import hand_written
+from titans.ops.memory.decay import ChunkEnd, cumulative_products
 from titans.ops.memory.maps import map_kind, retain
 from titans.ops.memory.tokens import Gates
 from titans.ops.scan import parallel_scan
@@ -60,19 +60,19 @@ class ChannelDecay:
         writes = _read(x, torch.zeros_like(weight), momentum, a, error, self)
         return map_kind(weight).apply(weight, x) + writes
 
-    def ending(self) -> Ending:
+    def ending(self) -> ChunkEnd:
         """What remains of the start and of every write when the tokens so far end."""
         later = None if self.keep is None else _products_after(self.keep)
         retained = None if self.keep is None or later is None else later[:, 0] * self.keep[:, 0]
         steps = self.theta.sum(1)
         if self.eta is None:
-            return Ending(self.theta if later is None else later * self.theta, retained, None, None, None, steps)
+            return ChunkEnd(self.theta if later is None else later * self.theta, retained, None, None, None, steps)
         written = torch.ones_like(self.theta) if later is None else later
         if self.write is not None:
             written = written * self.write.unsqueeze(-1)
         momentum = cumulative_products(self.eta)
         decayed = momentum[..., 0] * self.eta[:, :1]
-        return Ending(
+        return ChunkEnd(
             share=torch.bmm(momentum.mT, written) * self.theta,
             retained=retained,
             pushed=torch.bmm(decayed.unsqueeze(1), written).squeeze(1),
@@ -117,7 +117,7 @@ class _Recurrence(torch.autograd.Function):
         return rows
 
     @staticmethod
-    @once_differentiable
+    @hand_written
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
         keep, rows = ctx.saved_tensors
         of_keep = torch.zeros_like(keep)

@@ -14,14 +14,19 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from titans.ops.grid import Block, Grid, Remainder, remainders
 from titans.ops.memory.channel import ChannelDecays
+from titans.ops.memory.chunk_rule import ChunkRule
 from titans.ops.memory.decay import Decay, Decays
 from titans.ops.memory.maps import map_kind, retain, where_rows
 from titans.ops.memory.rule import Maps, RowRule
 from titans.ops.memory.state import MemoryState, OpenChunk
 from titans.ops.memory.tokens import Gates, Tokens
-from titans.ops.rows import Block, Remainder, Rows, columns, flags, remainders
+from titans.ops.rows import Rows, columns, flags
 from titans.state import counts
+
+RunChunks = Callable[..., tuple[Tensor, Maps, Maps]]
+"""As `titans.ops.memory.fused.run_chunks`."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,14 @@ class Scanned:
 
 
 def chunked_scan(
-    rule: RowRule, tokens: Tokens, state: MemoryState, rows: Rows, *, compiled: bool = False, traced: bool = False
+    rule: RowRule,
+    tokens: Tokens,
+    state: MemoryState,
+    rows: Rows,
+    *,
+    compiled: bool = False,
+    run: RunChunks | None = None,
+    traced: bool = False,
 ) -> Scanned:
     """Read and write the rows' tokens from ``state`` on, each right after its own write.
 
@@ -52,19 +64,26 @@ def chunked_scan(
         rule, tokens, state: in the engines' layout.
         rows: of the samples; each stands for G / B rows here.
         compiled: runs whole chunks through ``torch.compile``: minutes of warm-up once per shape, then faster.
+        run: does runs of whole chunks, all rows in step; the rule must be one that it knows.
         traced: also return a `Trace`.
     """
     groups = tokens.q.shape[0] // len(rows.seen)
-    grid = rows.grid(state.chunk_size)
+    grid = Grid.of(rows, state.chunk_size)
     laid = tokens.each(grid.lay)
     real = grid.real(tokens.q.device, groups)
     if real is not None:
         laid = replace(laid, gates=laid.gates.where(real))
     state = state.begun([n for n in rows.seen for _ in range(groups)])
     walk = _Walk(rule, state, groups, compiled, traced)
-    parts = laid.split(grid.widths)
-    for block, part, decays in zip(grid.blocks, parts, _decays(grid.blocks, parts, state), strict=True):
-        walk.take(block, part, decays)
+    spans = _spans(grid.blocks, run is not None and not traced)
+    widths = [sum(block.width for block in blocks) for _, blocks in spans]
+    for (in_step, blocks), tokens in zip(spans, laid.split(widths), strict=True):
+        if in_step and run is not None:
+            walk.run(run, tokens)
+            continue
+        parts = tokens.split([block.width for block in blocks])
+        for block, part, decays in zip(blocks, parts, _decays(blocks, parts, state), strict=True):
+            walk.take(block, part, decays)
     y = grid.gather(walk.outputs(laid.q))
     trace = Trace(*(grid.gather(torch.cat(pieces, 1)) for pieces in walk.traces)) if traced else None
     return Scanned(y, walk.state(rows, laid.gates), trace)
@@ -112,6 +131,17 @@ class _Walk:
             )
         else:
             y = self._step(block, tokens, decays)
+        self.pieces.append(y)
+
+    def run(self, run: RunChunks, tokens: Tokens) -> None:
+        """Read and write whole chunks in one go."""
+        rule, gates = self.rule, tokens.gates
+        known = ChunkRule.of(rule.miras, self.start.chunk_size, rule.initial, rule.gain, rule.bias)
+        y, self.weights, self.momentum = run(
+            known, tokens.q, tokens.k, tokens.v, gates.theta, gates.eta, gates.alpha, gates.write, self.weights,
+            self.momentum,
+        )  # fmt: skip
+        self.used = rule.use(self.weights)
         self.pieces.append(y)
 
     def _begin(self, fresh: Tensor) -> None:
@@ -298,6 +328,15 @@ def _decays(blocks: Sequence[Block], parts: Sequence[Tokens], state: MemoryState
         else:
             found += Decay.of(_stack(gates)).unbind()
     return found
+
+
+def _spans(blocks: Sequence[Block], runs: bool) -> list[tuple[bool, list[Block]]]:
+    """Blocks in order, those that a run of whole chunks can do side by side; True says which."""
+
+    def in_step(block: Block) -> bool:
+        return runs and block.closes and not block.first and not any(block.fresh)
+
+    return [(key, list(found)) for key, found in groupby(blocks, key=in_step)]
 
 
 def _stack(gates: Sequence[Gates]) -> Gates:

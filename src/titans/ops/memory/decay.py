@@ -13,14 +13,14 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from titans.autograd import hand_written
 from titans.ops.memory.maps import Dense, map_kind, wide
 from titans.ops.memory.tokens import Gates
 
 
 @dataclass(frozen=True)
-class Ending:
+class ChunkEnd:
     """How a chunk's end depends on its start and on its writes.
 
     A_C = retained A_0 + pushed S_0 - Σ_i share_i δ_i a_iᵀ        S_C = carried S_0 - Σ_i momentum_share_i δ_i a_iᵀ
@@ -74,7 +74,7 @@ class MapDecay(Protocol):
         """
         ...
 
-    def ending(self) -> Ending:
+    def ending(self) -> ChunkEnd:
         """What remains of the start and of every write when the tokens so far end."""
         ...
 
@@ -167,10 +167,10 @@ class Decay:
             now = now + self.pushed * momentum.unsqueeze(-2)
         return (now - torch.bmm(self.kernel, error * a)) * x
 
-    def ending(self) -> Ending:
+    def ending(self) -> ChunkEnd:
         retained, pushed = (None if r is None else r[:, -1] for r in (self.retained, self.pushed))
         carried = None if self.carried is None else self.carried[:, 0]
-        return Ending(self.kernel[:, -1].unsqueeze(-1), retained, pushed, carried, self.momentum_kernel, self.steps)
+        return ChunkEnd(self.kernel[:, -1].unsqueeze(-1), retained, pushed, carried, self.momentum_kernel, self.steps)
 
 
 class _CumulativeProducts(torch.autograd.Function):
@@ -189,7 +189,7 @@ class _CumulativeProducts(torch.autograd.Function):
         return products
 
     @staticmethod
-    @once_differentiable
+    @hand_written
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
         (products,) = ctx.saved_tensors
         reached = products.mT @ grad.tril()

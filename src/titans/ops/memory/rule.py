@@ -13,7 +13,7 @@ from torch import Tensor
 
 from titans.miras import MirasConfig
 from titans.miras.networks import Apply
-from titans.ops.memory.decay import Ending
+from titans.ops.memory.decay import ChunkEnd
 from titans.ops.memory.maps import map_kind, retain, wide
 
 NORM_EPS = 1e-6
@@ -168,7 +168,7 @@ class RowRule:
         used = self.project(accumulated)
         return (used if self.miras.retention.replaces else accumulated), used
 
-    def retain(self, index: int, ending: Ending, weight: Tensor) -> Tensor:
+    def retain(self, index: int, ending: ChunkEnd, weight: Tensor) -> Tensor:
         """What a chunk's forgetting leaves of map ``index``'s A: P_C A, or P_C A + (1 - P_C) A_0 if it pulls there."""
         if self.anchors is None or ending.retained is None or not self.miras.retention.decays_to_initial:
             return retain(ending.retained, weight)

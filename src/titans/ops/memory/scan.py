@@ -1,8 +1,5 @@
 """The memory as pure functions, whichever engine computes them: checks, and the layout that engines work in.
 
-An engine is a function ``(rule, tokens, state, rows) -> Scanned`` in the layout [G, T, ...], G = B·H rows. A new one
-takes its place in ``ENGINES``; the tests then run it against the reference by themselves.
-
 Legend: B batch, T tokens, H heads, D head width.
 """
 
@@ -12,27 +9,19 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from titans.miras import MirasConfig
-from titans.ops.memory.chunked import Scanned, chunked_scan, empty_chunk, read_open
+from titans.ops.memory.chunked import chunked_scan, empty_chunk, read_open
+from titans.ops.memory.engines import Engine, Scan, engine_for
 from titans.ops.memory.maps import where_rows
-from titans.ops.memory.reference import reference_scan
 from titans.ops.memory.rule import Rule
 from titans.ops.memory.state import MemoryState, check_made_alike, rule_name
 from titans.ops.memory.tokens import Gate, Gates, Tokens
 from titans.ops.rows import Packing, Rows
 from titans.state import counts
-
-Engine = Literal["chunked", "compiled", "reference"]
-ENGINES: dict[str, Callable[..., Scanned]] = {
-    "chunked": chunked_scan,
-    "compiled": partial(chunked_scan, compiled=True),
-    "reference": reference_scan,
-}
 
 
 @dataclass(frozen=True)
@@ -66,7 +55,7 @@ def memory_scan(
     miras: MirasConfig | None = None,
     chunk_size: int = 64,
     state: MemoryState | None = None,
-    engine: Engine = "chunked",
+    engine: Engine = "auto",
     mask: Tensor | None = None,
     store_mask: Tensor | None = None,
     norm: tuple[Tensor, Tensor] | None = None,
@@ -84,8 +73,11 @@ def memory_scan(
         miras: the rule; default ``MirasConfig.steady()``.
         chunk_size: C ≥ 1; gradients are taken at the weights of the chunk's start. 1 is the sequential rule.
         state: where an earlier call stopped; None starts a new stream.
-        engine: "chunked" (fast), "compiled" (the same with each whole chunk through ``torch.compile``; the first call
-            of a shape takes a minute) or "reference" (token loop, inner gradient by autograd).
+        engine: "auto", the fastest one that is exact for the rule and the device; or by name, an error where it cannot
+            be used: "native" (C++, on a CPU, compiled once in seconds), "fused" (the same in torch operations), both
+            for l2 memories of one or two maps; "chunked" (every rule), "compiled" (the same with each whole chunk
+            through ``torch.compile``; the first call of a shape takes a minute) or "reference" (token loop, inner
+            gradient by autograd).
         mask: [B, T] bool, False for padding: such a token does nothing and its output is zero.
         store_mask: [B, T] bool, False for tokens that are read but not written.
         norm: gain and bias of the LN wrapper, each [H, D]; default 1 and 0.
@@ -101,7 +93,6 @@ def memory_scan(
 
     Source: Titans (2501.00663) Eqs. 8-16; MIRAS (2504.13173) §3-5.
     """
-    check_engine(engine)
     if miras is not None and not isinstance(miras, MirasConfig):
         raise ValueError(f"miras must be a MirasConfig, got {miras!r}")
     for name, tensors in (("weights", weights), ("norm", norm)):
@@ -120,12 +111,12 @@ def memory_scan(
         tokens = tokens.each(packing.pack)
     seen = (0,) * q.shape[0] if state is None else _check_state(state, rule, tokens)
     rows = Rows(seen, packing.counts, q.shape[1]) if packing is not None else Rows.whole(seen, q.shape[1])
-    y, after, _ = scan(rule, tokens, state, rows, ENGINES[engine])
+    y, after, _ = scan(rule, tokens, state, rows, engine_for(engine, rule.miras, q.device))
     return y if packing is None else packing.unpack(y), replace(after, rule=rule_name(rule.miras))
 
 
 def scan(
-    rule: Rule, tokens: Tokens, state: MemoryState | None, rows: Rows, engine: Callable[..., Scanned] = chunked_scan
+    rule: Rule, tokens: Tokens, state: MemoryState | None, rows: Rows, engine: Scan = chunked_scan
 ) -> tuple[Tensor, MemoryState, MemoryTrace | None]:
     """`memory_scan` for tokens of a right-padded batch in the public layout; what layers call.
 
@@ -252,12 +243,6 @@ def memory_start(
 def _mean(gate: Gate) -> Tensor:
     """[B, T, H] of channel gates: the mean over all channels of all maps."""
     return torch.cat(gate, -1).mean(-1) if isinstance(gate, tuple) else gate
-
-
-def check_engine(engine: str) -> None:
-    """Raise a ValueError unless ``engine`` is one."""
-    if engine not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}")
 
 
 def _check(rule: Rule, tokens: Tokens) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 from pydantic import BaseModel
 from rich.console import Console
 
-from titans.experiments.experiment import Experiment, Workplace
-from titans.experiments.machine import made_with
-from titans.experiments.report import Report, write_json, write_report
+from experiments.framework.experiment import Experiment, Workplace
+from experiments.framework.machine import made_with
+from experiments.framework.report import Report, write_json, write_report
 
 
 @dataclass(frozen=True)

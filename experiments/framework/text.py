@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from experiments.framework.experiment import Stopped, Workplace
+from experiments.framework.recall import device
 from titans.data import TokenDocuments, Tokenizer, evaluation_windows, load_documents
 from titans.evaluation import MemoryMode, nats_by_position
-from titans.experiments.experiment import Stopped, Workplace
-from titans.experiments.recall import device
 from titans.models import load_model
 from titans.training import ConfigError, TrainConfig
 from titans.training.checkpoints import CONFIG_FILE, METRICS_FILE, MODEL_DIR, check_same, last_checkpoint

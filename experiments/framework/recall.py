@@ -49,9 +49,7 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def train_recall(
-    task: RecallTask, seed: int, say: Callable[[str], object] = print
-) -> tuple[TitansModel, dict[str, Any]]:
+def train_recall(task: RecallTask, seed: int, say: Callable[[str], object]) -> tuple[TitansModel, dict[str, Any]]:
     """Train from scratch on fresh samples.
 
     Args:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from experiments.framework.recall import RecallTask
+from experiments.framework.text import validation_streams
 from titans.data import ByteTokenizer
-from titans.experiments.recall import RecallTask
-from titans.experiments.text import validation_streams
 from titans.miras import MLP, MirasConfig
 from titans.models import TitansConfig, build_model, count_parameters
 from titans.training import TrainConfig
@@ -125,7 +125,7 @@ def corpus(scale: Scale, source: str | Path | None = None, data_dir: Path | None
         data_dir: where downloaded corpora lie.
 
     Raises:
-        ValueError, OSError, ImportError: as `titans.experiments.text.validation_streams`.
+        ValueError, OSError, ImportError: as `experiments.framework.text.validation_streams`.
     """
     folder = None if data_dir is None else str(data_dir)
     section = {"source": str(source or "stdlib"), "data_dir": folder, "length": scale.length}

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from titans.experiments.report import Report, Spread
+from experiments.framework.report import Report, Spread
 
 PANEL = (4.8, 3.9)  # inches
 LEGEND = 1.8  # inches

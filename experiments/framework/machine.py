@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+import titans
+
 
 def made_with() -> dict[str, Any]:
-    """Machine, threads, versions, and the commit of the code (None outside a git checkout)."""
+    """Machine, threads, versions, and the commit of the code (None unless all of it is in one git checkout)."""
     return {
         "machine": f"{platform.system()} {platform.machine()}",
         "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
@@ -19,6 +21,7 @@ def made_with() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "titans": titans.__version__,
         "commit": _commit(),
     }
 
@@ -38,7 +41,8 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", __file__)  # installed in somebody else's repository: no commit of ours
+        # The library may come from a wheel or from another checkout: then no commit says what has run.
+        git("ls-files", "--error-unmatch", __file__, str(titans.__file__))
         return git("describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from titans.experiments.experiment import Experiment
-from titans.experiments.machine import made_with
+from experiments.framework.experiment import Experiment
+from experiments.framework.machine import made_with
 from titans.files import write_whole
 
 ABSENT = "–"
@@ -109,7 +109,7 @@ def markdown(report: Report) -> str:
 
 def write_report(report: Report, output: Path) -> None:
     """Write ``results.json``, ``table.md`` and ``figure.png``, each moved into place when complete."""
-    from titans.experiments.picture import draw
+    from experiments.framework.picture import draw
 
     results = {
         "command": report.command,

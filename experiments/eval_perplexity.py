@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from experiments.framework.experiment import Column, Experiment, Figures, Workplace
+from experiments.framework.scales import SCALES, corpus, text_run
+from experiments.framework.text import bits_by_position, train_text, validation_streams
 from titans.evaluation import MemoryMode
-from titans.experiments.experiment import Column, Experiment, Figures, Workplace
-from titans.experiments.scales import SCALES, corpus, text_run
-from titans.experiments.text import bits_by_position, train_text, validation_streams
 from titans.models import load_model
 from titans.training import TrainConfig
 from titans.training.config import DataSection

@@ -6,11 +6,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from experiments.framework.experiment import Column, Experiment, Figures, Workplace
+from experiments.framework.recall import score_recall, train_recall
+from experiments.framework.scales import SCALES, Comparison, comparison, corpus, equal_size, parameters
+from experiments.framework.text import bits_by_position, train_text, validation_texts
 from titans.data import TokenDocuments
-from titans.experiments.experiment import Column, Experiment, Figures, Workplace
-from titans.experiments.recall import score_recall, train_recall
-from titans.experiments.scales import SCALES, Comparison, comparison, corpus, equal_size, parameters
-from titans.experiments.text import bits_by_position, train_text, validation_texts
 from titans.miras import MLP, GradientDescent, Matrix, MirasConfig, SphereRetention
 from titans.miras.config import PRESETS
 from titans.training.data import load_tokenizer
@@ -59,8 +59,7 @@ def rules(scale: str, data: Path | None = None) -> dict[str, Comparison]:
     arm = partial(comparison, size, corpus(size, data))
     presets = {name: getattr(MirasConfig, name)(architecture=size.mlp) for name in PRESETS}
     found = {name: arm("LMM", miras=rule) for name, rule in presets.items()}
-    baselines: tuple[str, ...] = ("swa", "transformer")
-    return equal_size({**found, **{name: arm(name) for name in baselines}}, like="titans")
+    return equal_size({**found, "swa": arm("swa"), "transformer": arm("transformer")}, like="titans")
 
 
 def depths(scale: str, data: Path | None = None) -> dict[str, Comparison]:

@@ -1,0 +1,192 @@
+"""The compiled engine against the loop over chunks, in the cases of the other fast engine."""
+
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+
+import pytest
+import torch
+
+from chunk_cases import CASES, Case, arguments, assert_same, bound, call, expected, gradients
+from helpers import assert_close
+from titans.ops.memory import workspace
+from titans.ops.memory.native import available, native, run_chunks, unavailable
+
+BUDGETS = {"kept": 1 << 30, "computed again": 0}
+needs_compiler = pytest.mark.skipif(not available(), reason=str(unavailable()))
+
+
+@needs_compiler
+@pytest.mark.parametrize("budget", list(BUDGETS))
+@pytest.mark.parametrize("name", list(CASES))
+def test_equals_the_loop_over_chunks(name, budget):
+    case = CASES[name]
+    x = arguments(case)
+    assert_same(case, x, call(run_chunks, case, x, memory_budget=BUDGETS[budget]))
+
+
+@needs_compiler
+@pytest.mark.parametrize("every", [1, 2, 3, 7])
+@pytest.mark.parametrize("keep", [False, True])
+def test_states_between_those_that_are_kept(every, keep, monkeypatch):
+    case = Case(chunks=7, size=3)
+    x = arguments(case)
+    monkeypatch.setattr(native, "_plan", lambda *_: (every, keep))
+    assert_same(case, x, call(run_chunks, case, x))
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["anchored", "silu", "weight decay", "matrix"])
+def test_float32(name):
+    case = replace(CASES[name], size=16)
+    x = arguments(case, torch.float32)
+    x["theta"] = (x["theta"].detach() / 4).requires_grad_()  # or the rule itself multiplies the rounding errors
+    assert_same(case, x, call(run_chunks, case, x), tolerance=1e-4)
+
+
+@needs_compiler
+def test_gradcheck():
+    case = Case(size=2, chunks=2)
+    x = {name: t.detach()[:1].requires_grad_() for name, t in arguments(case).items()}
+
+    def outputs(*flat):
+        y, weights, momentum = call(run_chunks, case, dict(zip(x, flat, strict=True)), memory_budget=0)
+        return y, *weights, *momentum
+
+    torch.autograd.gradcheck(outputs, tuple(x.values()))
+
+
+@needs_compiler
+def test_without_gradients():
+    case = Case(chunks=7)
+    x = arguments(case)
+    wanted = call(run_chunks, case, x)
+    with torch.no_grad():
+        found = call(run_chunks, case, x)
+    assert found[0].grad_fn is None
+    for actual, reference in zip((found[0], *found[1], *found[2]), (wanted[0], *wanted[1], *wanted[2])):
+        assert_close(actual, reference)
+
+
+@needs_compiler
+@pytest.mark.parametrize("only", ["v", "alpha", "gain", "weights1", "anchors0", "momentum0"])
+def test_only_one_input_wants_a_gradient(only):
+    case = Case()
+    every = arguments(case)
+    one = {name: t.detach().requires_grad_(name == only) for name, t in every.items()}
+    found = gradients(call(run_chunks, case, one), one)
+    assert_close(found[only], gradients(expected(case, every), every)[only], only)
+
+
+@needs_compiler
+def test_the_graph_can_be_walked_twice_and_calls_do_not_disturb_each_other():
+    case = Case()
+    x, other = arguments(case), arguments(case, seed=5)
+    y, second = call(run_chunks, case, x)[0], call(run_chunks, case, other)[0]
+    first = torch.autograd.grad(y.sum(), x["q"], retain_graph=True)[0].clone()
+    torch.autograd.grad(second.sum(), other["q"])
+    call(run_chunks, case, other)
+    assert torch.equal(torch.autograd.grad(y.sum(), x["q"])[0], first)
+
+
+@needs_compiler
+@pytest.mark.parametrize("retention", ["sphere", "anchored"])
+def test_rows_of_zeros(retention):
+    case = Case(retention=retention)
+    x = {name: t.detach() for name, t in arguments(case).items()}
+    x["anchors0"][:, 1] = 0
+    x["weights0"][:, 1:3] = 0
+    x["momentum0"][:, 1:3] = 0
+    x["alpha"][:, 4] = 1.0
+    x["theta"][:, :5] = 0
+    x = {name: t.requires_grad_() for name, t in x.items()}
+    assert_same(case, x, call(run_chunks, case, x))
+
+
+@needs_compiler
+def test_nothing_is_read_before_it_is_written():
+    """Borrowed memory full of NaN changes nothing."""
+    case = Case()
+    x = arguments(case)
+    wanted = gradients(call(run_chunks, case, x), x)
+    assert workspace._idle
+    for block in workspace._idle:
+        block[:] = b"\xff" * len(block)
+    found = gradients(call(run_chunks, case, x), x)
+    for name in wanted:
+        assert torch.equal(found[name], wanted[name]), name
+
+
+@needs_compiler
+def test_two_threads_give_what_one_gives():
+    case = Case(size=16)
+    x = arguments(case)
+    one = gradients(call(run_chunks, case, x), x)
+    torch.set_num_threads(2)
+    try:
+        two = gradients(call(run_chunks, case, x), x)
+    finally:
+        torch.set_num_threads(1)
+    for name in one:
+        assert torch.equal(one[name], two[name]), name
+
+
+@needs_compiler
+def test_operators_are_well_formed():
+    case = Case(masked=True)
+    x = arguments(case)
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.ops.titans, "memory_scan", lambda *a: seen.append(a) or native._scan(*a))
+        call(run_chunks, case, x)
+    torch.library.opcheck(
+        native._scan, seen[0], test_utils=("test_schema", "test_faketensor", "test_autograd_registration")
+    )
+
+
+@needs_compiler
+def test_inside_a_compiled_graph():
+    case = Case()
+    x = arguments(case)
+
+    rule = bound(case, x)
+
+    def double(x):
+        y, weights, momentum = call(run_chunks, case, x, rule)
+        return 2 * y, weights, momentum
+
+    graph = torch.compile(double, backend="aot_eager", fullgraph=True)
+    y, weights, momentum = graph(x)
+    assert_same(case, x, (y / 2, weights, momentum))
+
+
+def test_without_a_compiler_nothing_breaks():
+    script = """
+        import os
+        os.environ |= {"PATH": "", "CXX": "", "TITANS_CACHE": "/nonexistent"}
+        from titans.ops.memory import native
+        assert not native.available()
+        assert "no C++ compiler" in native.unavailable()
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
+
+
+def test_a_compiler_that_fails_is_reported(tmp_path):
+    (tmp_path / "g++").write_text(
+        "#!/bin/sh\n[ $1 = --version ] && exit 0\necho 'fatal error: no such header' >&2\nexit 1\n"
+    )
+    (tmp_path / "g++").chmod(0o755)
+    script = f"""
+        import os
+        os.environ |= {{"CXX": "{tmp_path}/g++", "TITANS_CACHE": "{tmp_path}/cache"}}
+        from titans.ops.memory import native
+        assert "no such header" in native.unavailable(), native.unavailable()
+        try:
+            native.build.library()
+        except RuntimeError as error:
+            assert "no such header" in str(error)
+        else:
+            raise AssertionError
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
