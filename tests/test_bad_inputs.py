@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import struct
 import subprocess
 import sys
@@ -15,11 +14,9 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from titans import MirasConfig, NeuralMemory, TitansConfig
+from titans import TitansConfig
 from titans.cli import main
-from titans.data import TokenDocuments, iid_batch, load_documents, load_tokenizer
 from titans.models import build_model
-from titans.training import build_optimizer
 from titans.training.config import ConfigError, DataSection, TrainConfig, TrainingSection
 
 SOURCE = Path(__file__).parents[1] / "src"
@@ -357,65 +354,6 @@ def test_a_bad_download_is_named(place, tmp_path, capsys, kind):
         f"data.data_dir={tmp_path}",
     ]
     assert "data.source: " in complaint(capsys, words, place)
-
-
-# -- Python -----------------------------------------------------------------------------------------------------------
-
-NAN = float("nan")
-CALLS = {
-    **{f"d_model={v!r}": lambda v=v: NeuralMemory(v) for v in (0, -8, 16.0, "16", None, True)},
-    **{f"chunk_size={v!r}": lambda v=v: NeuralMemory(16, chunk_size=v) for v in (0, -1, 2.5, "4", None)},
-    **{f"conv_kernel={v!r}": lambda v=v: NeuralMemory(16, conv_kernel=v) for v in (-1, 2.5, "4")},
-    **{f"n_heads={v!r}": lambda v=v: NeuralMemory(16, n_heads=v) for v in (0, 3, 2.0, "2")},
-    **{f"theta_max={v!r}": lambda v=v: NeuralMemory(16, theta_max=v) for v in (0, -1, float("nan"), float("inf"))},
-    **{f"miras={v!r}": lambda v=v: NeuralMemory(16, miras=v) for v in ("none", 5, [])},
-    **{f"x={type(v).__name__}": lambda v=v: NeuralMemory(16)(v) for v in ([1.0], None, "x", torch.ones(3),
-        torch.ones(1, 2, 8))},
-    **{f"bias={v!r}": lambda v=v: MirasConfig(bias=v) for v in (5, [], {}, {"name": ["l2"]}, {"name": None}, "l3")},
-    **{f"source={v!r}": lambda v=v: load_documents(v) for v in ("", "/nowhere", "PLACE")},
-    **{f"vocab: {v}": lambda v=v: iid_batch(1, 2, v, torch.Generator()) for v in (0, -1)},
-    **{f"weight_decay: {v}": lambda v=v: build_optimizer(torch.nn.Linear(2, 2), weight_decay=v) for v in (-1, NAN)},
-    "texts": lambda: TokenDocuments.from_texts("hello", load_tokenizer()),
-    "tokenizer": lambda: load_tokenizer(""),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", CALLS)
-def test_python_callers_get_one_clear_error(name):
-    with pytest.raises((ValueError, FileNotFoundError)) as error:
-        CALLS[name]()
-    assert re.split("[=:]", name)[0] in str(error.value)
-
-
-IDS = torch.ones(1, 9, dtype=torch.long)
-MODEL_CALLS = {
-    **{f"input_ids {i}": lambda m, v=v: m(v) for i, v in enumerate(([[1]], None, "x", IDS.float(), IDS[0], IDS + 255,
-        IDS - 2))},
-    **{f"labels {i}": lambda m, v=v: m(IDS, labels=v) for i, v in enumerate(([[1]], "x", IDS.float(), IDS[:, :3],
-        IDS + 255))},
-    **{
-        f"attention_mask {i}": lambda m, v=v: m(IDS, attention_mask=v)
-        for i, v in enumerate(([[1]], "x", IDS[:, :3], (IDS - 1) - 1e9, IDS * 0.5, IDS * float("nan"), IDS * 2))
-    },
-    **{f"rows {v}": lambda m, v=v: m(IDS).state.select(v) for v in (0, [1], [-1], [0.5], [True], "x", None)},
-    **{f"copies {v}": lambda m, v=v: m(IDS).state.fork(v) for v in (0, -1, 1.5, None)},
-    **{f"put {v}": lambda m, v=v: m(IDS).state.put([0], v) for v in (None, "x", 5)},
-    **{f"state {i}": lambda m, v=v: m(IDS, state=v) for i, v in enumerate(("x", 5, (1,)))},
-    **{f"eos_token_id {v}": lambda m, v=v: m.generate(IDS, eos_token_id=v) for v in (256, -1, (), (0, 300), "x",
-        1.5)},
-    **{f"temperature {v}": lambda m, v=v: m.generate(IDS, temperature=v) for v in (-1, float("nan"), float("inf"),
-        None, "x")},
-    **{f"top_k {v}": lambda m, v=v: m.generate(IDS, top_k=v) for v in (0, -1, 2.5, "x")},
-    **{f"top_p {v}": lambda m, v=v: m.generate(IDS, top_p=v) for v in (0, 1.5, -1, float("nan"), "x")},
-    **{f"max_new_tokens {v}": lambda m, v=v: m.generate(IDS, max_new_tokens=v) for v in (-1, 2.5, "x", None)},
-    **{f"prompt {i}": lambda m, v=v: m.generate(v) for i, v in enumerate((None, "x", [[1]], IDS[0]))},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", MODEL_CALLS)
-def test_callers_of_a_model_get_one_clear_error(name):
-    with pytest.raises(ValueError, match=name.split()[0].replace("prompt", "prompt|input_ids")):
-        MODEL_CALLS[name](build_model(TitansConfig(**MODEL)))
 
 
 # -- terminals, pipes and encodings -----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -101,6 +102,8 @@ class MACTransformer(nn.Module):
         if cache is not None:
             if state is not None or return_loss:
                 raise ValueError("cache goes neither with state nor with return_loss: give state and new tokens")
+            if len(set(cache.seen)) > 1:
+                raise ValueError(f"the rows of cache must stand at one place, got {cache.seen}: give state instead")
             if x.shape[1] <= max(cache.seen):
                 raise ValueError(f"x must be longer than the {max(cache.seen)} tokens of cache, got {x.shape[1]}")
             x, state = x[:, max(cache.seen) :], cache
@@ -123,6 +126,8 @@ class MACTransformer(nn.Module):
 
         A step costs the same whatever came before, so ``use_cache`` changes nothing; no progress bar is drawn.
         """
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature must be a finite number of at least 0, got {temperature}")
         piece, state, tokens = prompt, None, [prompt[:, :0]]
         for _ in range(seq_len - prompt.shape[1]):
             out = self.model(piece, state=state, logits_to_keep=1)

@@ -53,6 +53,10 @@ def _run(words: list[str]) -> int:
     try:
         code = typer.main.get_command(app).main(args=words, prog_name="titans", standalone_mode=False)
         _flush()
+    except SystemExit as stop:  # what typer makes of a pipe whose reader is gone
+        if isinstance(stop.__context__, OSError):
+            raise stop.__context__ from None
+        raise
     except usage_error as error:
         return _complain(f"{error.format_message()}{_given(error, words)} (see titans --help)", 2)
     except BadInput as error:

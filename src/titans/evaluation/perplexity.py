@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -30,16 +30,18 @@ def nats_by_position(
         float64 [T - 1] in nats: entry t is the loss of predicting token t + 1.
 
     Raises:
-        ValueError: there is no batch, or ``segment`` is below 1.
+        ValueError: there is no batch, ``segment`` is below 1, or ``memory`` is none of the three.
     """
     was_training = model.training
     model.eval()
     total, rows = None, 0
-    for batch in batches:
-        found = nats_of_rows(model, batch, segment=segment, memory=memory)[0].sum(0)
-        total = found if total is None else total + found
-        rows += batch.shape[0]
-    model.train(was_training)
+    try:
+        for batch in batches:
+            found = nats_of_rows(model, batch, segment=segment, memory=memory)[0].sum(0)
+            total = found if total is None else total + found
+            rows += batch.shape[0]
+    finally:
+        model.train(was_training)
     if total is None:
         raise ValueError("batches must hold at least one batch")
     return total / rows
@@ -50,6 +52,8 @@ def nats_of_rows(model: TitansModel, ids: Tensor, *, segment: int, memory: Memor
     """As `nats_by_position` for each row by itself, float64 [B, T - 1]; and the bytes of a row's state at the end."""
     if segment < 1:
         raise ValueError(f"segment must be at least 1, got {segment}")
+    if memory not in get_args(MemoryMode):  # a misspelt "reset" would read on and show no difference
+        raise ValueError(f"memory must be one of {', '.join(get_args(MemoryMode))}, got {memory!r}")
     state, last, pieces = None, None, []
     for part in ids.split(segment, 1):
         if state is not None and memory == "reset":

@@ -178,6 +178,7 @@ def clear_the_way(folder: Path, run: str) -> None:
 
 def finish(folder: Path, step: int, stamp: Stamp, keep: int) -> None:
     """Make a written folder a checkpoint, by its manifest, and remove all but the ``keep`` newest ones of the run."""
+    (folder / MANIFEST).unlink(missing_ok=True)
     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads
     open_to_umask(folder)
     paths = sorted(path for path in folder.rglob("*") if path.is_file())

@@ -46,7 +46,7 @@ class RunData:
     @property
     def fingerprints(self) -> dict[str, str | None]:
         """A hash of the tokens of each split, None for one that is not read."""
-        held_out = None if self.validation is None else self.validation.documents.fingerprint
+        held_out = self.validation.documents.fingerprint if isinstance(self.validation, EvaluationWindows) else None
         return {"train": self.training.fingerprint, "validation": held_out}
 
 

@@ -1,0 +1,89 @@
+"""Bad arguments of Python callers: each ends in one error that names the argument."""
+
+import re
+
+import pytest
+import torch
+
+from titans import MirasConfig, NeuralMemory, TitansConfig
+from titans.data import TokenDocuments, iid_batch, load_documents, load_tokenizer
+from titans.evaluation import nats_by_position
+from titans.models import build_model
+from titans.training import build_optimizer
+from titans_miras import MACTransformer, TransformerConfig
+
+MODEL = {"vocab_size": 256, "d_model": 16, "n_layers": 1, "chunk_size": 8, "n_persistent": 2}
+
+NAN = float("nan")
+CALLS = {
+    **{f"d_model={v!r}": lambda v=v: NeuralMemory(v) for v in (0, -8, 16.0, "16", None, True)},
+    **{f"chunk_size={v!r}": lambda v=v: NeuralMemory(16, chunk_size=v) for v in (0, -1, 2.5, "4", None)},
+    **{f"conv_kernel={v!r}": lambda v=v: NeuralMemory(16, conv_kernel=v) for v in (-1, 2.5, "4")},
+    **{f"n_heads={v!r}": lambda v=v: NeuralMemory(16, n_heads=v) for v in (0, 3, 2.0, "2")},
+    **{f"theta_max={v!r}": lambda v=v: NeuralMemory(16, theta_max=v) for v in (0, -1, float("nan"), float("inf"))},
+    **{f"miras={v!r}": lambda v=v: NeuralMemory(16, miras=v) for v in ("none", 5, [])},
+    **{f"x={type(v).__name__}": lambda v=v: NeuralMemory(16)(v) for v in ([1.0], None, "x", torch.ones(3),
+        torch.ones(1, 2, 8))},
+    **{f"bias={v!r}": lambda v=v: MirasConfig(bias=v) for v in (5, [], {}, {"name": ["l2"]}, {"name": None}, "l3")},
+    **{f"source={v!r}": lambda v=v: load_documents(v) for v in ("", "/nowhere", "PLACE")},
+    **{f"vocab: {v}": lambda v=v: iid_batch(1, 2, v, torch.Generator()) for v in (0, -1)},
+    **{f"weight_decay: {v}": lambda v=v: build_optimizer(torch.nn.Linear(2, 2), weight_decay=v) for v in (-1, NAN)},
+    "texts": lambda: TokenDocuments.from_texts("hello", load_tokenizer()),
+    "tokenizer": lambda: load_tokenizer(""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_python_callers_get_one_clear_error(name):
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        CALLS[name]()
+    assert re.split("[=:]", name)[0] in str(error.value)
+
+
+IDS = torch.ones(1, 9, dtype=torch.long)
+MODEL_CALLS = {
+    **{f"input_ids {i}": lambda m, v=v: m(v) for i, v in enumerate(([[1]], None, "x", IDS.float(), IDS[0], IDS + 255,
+        IDS - 2))},
+    **{f"labels {i}": lambda m, v=v: m(IDS, labels=v) for i, v in enumerate(([[1]], "x", IDS.float(), IDS[:, :3],
+        IDS + 255))},
+    **{
+        f"attention_mask {i}": lambda m, v=v: m(IDS, attention_mask=v)
+        for i, v in enumerate(([[1]], "x", IDS[:, :3], (IDS - 1) - 1e9, IDS * 0.5, IDS * float("nan"), IDS * 2))
+    },
+    **{f"rows {v}": lambda m, v=v: m(IDS).state.select(v) for v in (0, [1], [-1], [0.5], [True], "x", None)},
+    **{f"copies {v}": lambda m, v=v: m(IDS).state.fork(v) for v in (0, -1, 1.5, None)},
+    **{f"put {v}": lambda m, v=v: m(IDS).state.put([0], v) for v in (None, "x", 5)},
+    **{f"state {i}": lambda m, v=v: m(IDS, state=v) for i, v in enumerate(("x", 5, (1,)))},
+    **{f"eos_token_id {v}": lambda m, v=v: m.generate(IDS, eos_token_id=v) for v in (256, -1, (), (0, 300), "x",
+        1.5)},
+    **{f"temperature {v}": lambda m, v=v: m.generate(IDS, temperature=v) for v in (-1, float("nan"), float("inf"),
+        None, "x")},
+    **{f"top_k {v}": lambda m, v=v: m.generate(IDS, top_k=v) for v in (0, -1, 2.5, "x")},
+    **{f"top_p {v}": lambda m, v=v: m.generate(IDS, top_p=v) for v in (0, 1.5, -1, float("nan"), "x")},
+    **{f"max_new_tokens {v}": lambda m, v=v: m.generate(IDS, max_new_tokens=v) for v in (-1, 2.5, "x", None)},
+    **{f"prompt {i}": lambda m, v=v: m.generate(v) for i, v in enumerate((None, "x", [[1]], IDS[0]))},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODEL_CALLS)
+def test_callers_of_a_model_get_one_clear_error(name):
+    with pytest.raises(ValueError, match=name.split()[0].replace("prompt", "prompt|input_ids")):
+        MODEL_CALLS[name](build_model(TitansConfig(**MODEL)))
+
+
+@pytest.mark.parametrize("memory", ["resett", "none", None, True])
+def test_a_memory_mode_that_is_none_is_refused_and_the_model_left_as_it_was(memory):
+    model = build_model(TitansConfig(**MODEL)).train()
+    with pytest.raises(ValueError, match="memory must be one of on, reset, off"):
+        nats_by_position(model, [IDS], segment=3, memory=memory)
+    assert model.training
+
+
+def test_the_drop_in_refuses_what_it_would_misread():
+    model = MACTransformer(config=TransformerConfig(num_tokens=256, dim=16, depth=1, segment_len=4))
+    for temperature in (-1e-3, NAN):
+        with pytest.raises(ValueError, match="temperature must be"):
+            model.sample(IDS, 12, temperature=temperature, filter_fn=lambda logits: logits)
+    _, state = model(IDS.expand(2, -1), return_state=True)
+    with pytest.raises(ValueError, match="rows of cache must stand at one place"):
+        model(IDS.expand(2, -1).repeat(1, 2), cache=state.reset([0]))
