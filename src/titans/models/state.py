@@ -40,7 +40,9 @@ class Origin:
         self.model = model
         self._weights = weights
         exporting = torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
-        self._versions = None if model is None or exporting else _versions(model)  # fake tensors have no storage
+        # Walking through a model's modules takes longer than looking at its parameters: the places are kept.
+        self._places = [] if model is None else [m._parameters for m in model.modules() if m._parameters]
+        self._versions = None if model is None or exporting else self._look()  # fake tensors have no storage
 
     @property
     def weights(self) -> str:
@@ -59,7 +61,11 @@ class Origin:
     @property
     def unchanged(self) -> bool:
         """Are the weights that made the state still those of the model?"""
-        return self.model is not None and self._versions == _versions(self.model)
+        return self.model is not None and self._versions == self._look()
+
+    def _look(self) -> list[tuple[int, int]]:
+        """What changes whenever a parameter does: its storage, and how often it was written to."""
+        return [(p.data_ptr(), p._version) for place in self._places for p in place.values() if p is not None]
 
     def then(self, model: nn.Module) -> Origin:
         """Of what ``model`` makes of the state: the same weights, or a mixture that no file can vouch for."""
@@ -90,11 +96,6 @@ class Origin:
 
     def __reduce__(self) -> tuple:
         return Origin, (self.fingerprint, None, self.weights)
-
-
-def _versions(model: nn.Module) -> tuple[tuple[int, int], ...]:
-    """What changes whenever a parameter does: its storage, and how often it was written to."""
-    return tuple((p.data_ptr(), p._version) for p in model.parameters())
 
 
 def hash_weights(model: nn.Module) -> str:
