@@ -134,6 +134,7 @@ class TitansTrainer(Trainer):
         arguments = {name: value for name, value in inputs.items() if name in self._accepted}
         if carried is not None:
             arguments["state"] = carried.before(inputs["fresh"].tolist())
+            arguments["use_cache"] = True  # transformers' Trainer switches off what would return the state
         return arguments
 
     def _save_rng_state(self, output_dir: str) -> None:
