@@ -27,7 +27,8 @@ def test_saved_and_loaded_by_the_auto_classes_it_is_the_same(tmp_path, make, ids
     assert (loaded.model.head.weight is loaded.model.embedding.weight) == tied
     weights = loaded.state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
-    assert_close(loaded(ids).logits, model(ids).logits)  # loaded tensors lie otherwise aligned: not bit for bit
+    # Loaded tensors lie otherwise aligned: not bit for bit, and the plain Titans rule magnifies rounding.
+    assert_close(loaded(ids).logits, model(ids).logits, tolerance=1e-4)
 
 
 @pytest.mark.parametrize("made_for", ["2", None])

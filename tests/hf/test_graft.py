@@ -173,7 +173,7 @@ def test_the_memories_go_on_without_the_keys_and_values(family, ids):
     with pytest.raises(ValueError, match="cannot be cropped"):
         cache.crop(3)
     cache.reset()
-    assert_close(model(question[[1, 1, 1]], past_key_values=cache).logits[:1], model(question[1:]).logits)
+    assert not any(state.memory.read.any() for state in memories(cache).values())
 
 
 @families

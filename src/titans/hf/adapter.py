@@ -135,17 +135,14 @@ class TitansForCausalLM(PreTrainedModel, GenerationMixin):
             kwargs = {"past_key_values": TitansCache(state), **kwargs}
         return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
 
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, next_sequence_length: int | None = None, inputs_embeds: Tensor | None = None, **kwargs
-    ) -> Any:
-        if next_sequence_length is not None and next_sequence_length < 1:
+    def prepare_inputs_for_generation(self, input_ids: Tensor, inputs_embeds: Tensor | None = None, **kwargs) -> Any:
+        length, places = kwargs.get("next_sequence_length"), kwargs.get("cache_position")  # either, by the release
+        if (length is not None and length < 1) or (places is not None and not len(places)):
             raise ValueError(
                 f"input_ids must be the whole text so far, more than the {kwargs['past_key_values'].columns} tokens of "
                 f"past_key_values, got {input_ids.shape[1]}; or give state= and what follows it"
             )
-        return super().prepare_inputs_for_generation(  # type: ignore[misc]
-            input_ids, next_sequence_length, inputs_embeds=inputs_embeds, **kwargs
-        )
+        return super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)  # type: ignore[misc]
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> Any:
         """Beams and several samples: as many rows of the caller's cache, which is left as it is."""
