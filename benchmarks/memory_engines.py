@@ -25,6 +25,7 @@ from torch import Tensor
 from titans.miras import MirasConfig
 from titans.ops.memory import fused, memory_scan, native
 from titans.ops.memory.chunk_rule import ChunkRule
+from titans.ops.memory.tokens import Gates, Tokens
 
 TOLERANCE = 1e-9  # of the largest entry
 CHECKED_CHUNKS = 9
@@ -102,7 +103,8 @@ class Problem:
         gain, bias = (x[name].expand(s.batch, -1, -1).flatten(0, 1).unsqueeze(1) for name in ("gain", "bias"))
         rule = ChunkRule.of(getattr(MirasConfig, s.rule)(), s.chunk, weights, gain, bias)
         momentum = tuple(torch.zeros_like(w) for w in weights)
-        y, _, _ = engine(rule, *tokens, None, weights, momentum)
+        q, k, v, *gates = tokens
+        y, _, _ = engine(rule, Tokens(q, k, v, Gates(*gates, None)), weights, momentum)
         return y.unflatten(0, (s.batch, s.heads)).transpose(1, 2)
 
 

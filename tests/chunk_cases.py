@@ -120,9 +120,9 @@ def bound(case: Case, x: dict[str, Tensor]) -> ChunkRule:
 
 
 def call(engine, case: Case, x: dict[str, Tensor], rule: ChunkRule | None = None, **options):
-    gates = (x.get(name) for name in ("theta", "eta", "alpha", "write"))
-    weights, momentum = maps(x, "weights"), maps(x, "momentum")
-    return engine(rule or bound(case, x), x["q"], x["k"], x["v"], *gates, weights, momentum, **options)
+    gates = Gates(*(x.get(name) for name in ("theta", "eta", "alpha", "write")))
+    tokens = Tokens(x["q"], x["k"], x["v"], gates)
+    return engine(rule or bound(case, x), tokens, maps(x, "weights"), maps(x, "momentum"), **options)
 
 
 def gradients(result, x: dict[str, Tensor], seed=1) -> dict[str, Tensor]:

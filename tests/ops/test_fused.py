@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from chunk_cases import CASES, Case, arguments, assert_same, bound, call, expected, gradients, maps
+from chunk_cases import CASES, Case, arguments, assert_same, call, expected, gradients
 from helpers import assert_close
 from titans.miras import GatedMLP, Huber, KLRetention, MirasConfig, Muon
 from titans.ops.memory import fused, workspace
@@ -157,18 +157,7 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="whole chunks"):
         call(run_chunks, replace(case, size=4), x)
     with pytest.raises(ValueError, match="momentum must be"):
-        run_chunks(
-            bound(case, x),
-            x["q"],
-            x["k"],
-            x["v"],
-            x["theta"],
-            None,
-            None,
-            None,
-            maps(x, "weights"),
-            maps(x, "momentum"),
-        )
+        call(run_chunks, case, {name: t for name, t in x.items() if name not in ("eta", "alpha")})
     with pytest.raises(ValueError, match="Huber"):
         ChunkRule.of(MirasConfig.yaad(), 4, (), None, None)
     with pytest.raises(ValueError, match="retention"):

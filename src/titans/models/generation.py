@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, overload
 
 import torch
@@ -65,7 +66,8 @@ class GenerationMixin:
         Returns:
             [B, T + new], and the state if asked for.
         """
-        steps = _Steps(self, prompt, temperature, top_k, top_p, eos_token_id, state, attention_mask, generator)  # type: ignore[arg-type]
+        sampling = _Sampling(temperature, top_k, top_p, generator)
+        steps = _Steps(self, prompt, sampling, eos_token_id, state, attention_mask)  # type: ignore[arg-type]
         new = list(steps.take(max_new_tokens))
         out = torch.cat((prompt, *(token.unsqueeze(1) for token in new)), 1)
         return (out, steps.state) if return_state else out
@@ -84,8 +86,27 @@ class GenerationMixin:
         generator: torch.Generator | None = None,
     ) -> Iterator[Tensor]:
         """Yield the tokens of ``generate`` one by one, int64 [B] each."""
-        steps = _Steps(self, prompt, temperature, top_k, top_p, eos_token_id, state, attention_mask, generator)  # type: ignore[arg-type]
+        sampling = _Sampling(temperature, top_k, top_p, generator)
+        steps = _Steps(self, prompt, sampling, eos_token_id, state, attention_mask)  # type: ignore[arg-type]
         yield from steps.take(max_new_tokens)
+
+
+@dataclass(frozen=True)
+class _Sampling:
+    """How a token is drawn."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    generator: torch.Generator | None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.temperature, int | float) or not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature must be a finite number of at least 0, got {self.temperature!r}")
+        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
+            raise ValueError(f"top_k must be an integer of at least 1, got {self.top_k!r}")
+        if self.top_p is not None and (not isinstance(self.top_p, int | float) or not 0 < self.top_p <= 1):
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p!r}")
 
 
 class _Steps:
@@ -95,20 +116,11 @@ class _Steps:
         self,
         model: TitansModel,
         prompt: Tensor,
-        temperature: float,
-        top_k: int | None,
-        top_p: float | None,
+        sampling: _Sampling,
         eos_token_id: int | Sequence[int] | None,
         state: ModelState | None,
         attention_mask: Tensor | None,
-        generator: torch.Generator | None,
     ):
-        if not isinstance(temperature, int | float) or not 0 <= temperature < math.inf:
-            raise ValueError(f"temperature must be a finite number of at least 0, got {temperature!r}")
-        if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
-            raise ValueError(f"top_k must be an integer of at least 1, got {top_k!r}")
-        if top_p is not None and (not isinstance(top_p, int | float) or not 0 < top_p <= 1):
-            raise ValueError(f"top_p must lie in (0, 1], got {top_p!r}")
         if not isinstance(prompt, Tensor) or prompt.dim() != 2:
             raise ValueError(f"prompt must be a tensor [B, T], got {getattr(prompt, 'shape', type(prompt).__name__)}")
         if attention_mask is not None and attention_mask.shape != prompt.shape:
@@ -117,8 +129,8 @@ class _Steps:
             )
         if attention_mask is not None and not bool(attention_mask.bool().any(1).all()):
             raise ValueError("attention_mask leaves a row of the prompt without tokens")
-        self.model, self.temperature, self.top_k, self.top_p = model, temperature, top_k, top_p
-        self.ends, self.generator = _ends(eos_token_id, model.config.vocab_size, prompt.device), generator
+        self.model, self.sampling = model, sampling
+        self.ends = _ends(eos_token_id, model.config.vocab_size, prompt.device)
         # The last real token of each row, wherever its padding is.
         last = None
         if attention_mask is not None:
@@ -133,7 +145,7 @@ class _Steps:
             raise ValueError(f"max_new_tokens must be an integer of at least 0, got {count!r}")
         running = torch.ones(self.logits.shape[0], dtype=torch.bool, device=self.logits.device)
         for step in range(count):
-            token = sample(self.logits, self.temperature, self.top_k, self.top_p, self.generator)
+            token = sample(self.logits, *vars(self.sampling).values())
             if self.ends is not None:
                 token = torch.where(running, token, self.ends[0])
             yield token

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from titans.miras import L2, AnchoredRetention, GradientDescent, MirasConfig, Momentum, SphereRetention, WeightDecay
 from titans.miras.networks import MLP, Matrix
+from titans.ops.memory.tokens import Tokens
 
 RetentionName = Literal["weight_decay", "sphere", "anchored"]
 Maps = tuple[Tensor, ...]
@@ -98,16 +99,24 @@ def unsupported(miras: MirasConfig) -> str | None:
     return None
 
 
-def check_run(
-    rule: ChunkRule, q: Tensor, k: Tensor, v: Tensor, gates: dict[str, Tensor | None], weights: Maps, momentum: Maps
-) -> None:
-    """Raise a ValueError that names what does not fit; ``gates`` holds theta, eta, alpha and write."""
+def head_gates(tokens: Tokens) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """θ, η, α and where writes are allowed, one number per token and row."""
+    gates = tokens.gates
+    if isinstance(gates.theta, tuple) or isinstance(gates.alpha, tuple):
+        raise ValueError("gates must be per head, got gates per channel")
+    return gates.theta, gates.eta, gates.alpha, gates.write
+
+
+def check_run(rule: ChunkRule, tokens: Tokens, weights: Maps, momentum: Maps) -> None:
+    """Raise a ValueError that names what does not fit."""
+    q, k, v = tokens.q, tokens.k, tokens.v
+    gates = dict(zip(("theta", "eta", "alpha", "write"), head_gates(tokens), strict=True))
     if q.dim() != 3 or 0 in q.shape or q.shape[1] % rule.chunk_size:
         raise ValueError(f"q must be [G, n*{rule.chunk_size}, D] with whole chunks, got {list(q.shape)}")
-    rows, tokens, width = q.shape
-    wanted = {name: [rows, tokens, width] for name in ("k", "v")}
+    rows, columns, width = q.shape
+    wanted = {name: [rows, columns, width] for name in ("k", "v")}
     given = {"k": k, "v": v} | {name: g for name, g in gates.items() if g is not None}
-    wanted |= {name: [rows, tokens] for name in gates}
+    wanted |= {name: [rows, columns] for name in gates}
     if rule.maps != len(weights):
         raise ValueError(f"weights must be {rule.maps} maps, got {len(weights)}")
     hidden = weights[0].shape[1] if rule.maps == 2 else width

@@ -137,12 +137,9 @@ class _Walk:
 
     def run(self, run: RunChunks, tokens: Tokens) -> None:
         """Read and write whole chunks in one go."""
-        rule, gates = self.rule, tokens.gates
+        rule = self.rule
         known = ChunkRule.of(rule.miras, self.start.chunk_size, rule.initial, rule.gain, rule.bias)
-        y, self.weights, self.momentum = run(
-            known, tokens.q, tokens.k, tokens.v, gates.theta, gates.eta, gates.alpha, gates.write, self.weights,
-            self.momentum,
-        )  # fmt: skip
+        y, self.weights, self.momentum = run(known, tokens, self.weights, self.momentum)
         self.used = rule.use(self.weights)
         self.pieces.append(y)
 

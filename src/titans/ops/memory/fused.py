@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from titans.autograd import hand_written
-from titans.ops.memory.chunk_rule import ChunkRule, Maps, check_run
+from titans.ops.memory.chunk_rule import ChunkRule, Maps, check_run, head_gates
 from titans.ops.memory.fused_backward import SegmentBackward, SegmentGradients, scratch_layout
 from titans.ops.memory.fused_segment import NORM_EPS, Anchor, Inputs, Segment, kept_layout
+from titans.ops.memory.tokens import Tokens
 from titans.ops.memory.workspace import Layout, borrow
 
 MEMORY_BUDGET = 1 << 30  # bytes
@@ -31,13 +32,7 @@ SEGMENT_TOKENS = 256
 @torch.compiler.disable
 def run_chunks(
     rule: ChunkRule,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    theta: Tensor,
-    eta: Tensor | None,
-    alpha: Tensor | None,
-    write: Tensor | None,
+    tokens: Tokens,
     weights: Maps,
     momentum: Maps,
     *,
@@ -47,10 +42,9 @@ def run_chunks(
 
     Args:
         rule: what is computed, with A_0 and the wrapper's gain and bias.
-        q, k, v: [G, n*C, D], float32 or float64.
-        theta, eta, alpha: [G, n*C]; eta or alpha None switches that term off.
-        write: [G, n*C], 0 where a token leaves weights and momentum alone (θ = 0, α = 0, η = 1 there, too), else 1; not
-            differentiated.
+        tokens: q, k, v [G, n*C, D], float32 or float64; gates θ, η, α [G, n*C], η or α None switches that term off;
+            write [G, n*C], 0 where a token leaves weights and momentum alone (θ = 0, α = 0, η = 1 there, too), else 1;
+            not differentiated.
         weights: per map [G, out, in], as the state holds them: with sphere and anchored already scaled.
         momentum: likewise; empty without eta.
         memory_budget: bytes of intermediates to keep for the backward pass. Where they take more, only the state at the
@@ -62,7 +56,8 @@ def run_chunks(
     Raises:
         ValueError: an argument that does not fit, named.
     """
-    check_run(rule, q, k, v, {"theta": theta, "eta": eta, "alpha": alpha, "write": write}, weights, momentum)
+    check_run(rule, tokens, weights, momentum)
+    q, k, v, (theta, eta, alpha, write) = tokens.q, tokens.k, tokens.v, head_gates(tokens)
     given = (q, k, v, theta, eta, alpha, write, rule.gain, rule.bias, *weights, *momentum, *(rule.anchors or ()))
     needed = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
     plan = _plan(rule, q, weights, bool(momentum), needed, memory_budget)

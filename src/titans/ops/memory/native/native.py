@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from titans.ops.memory.chunk_rule import ChunkRule, Maps, check_run
+from titans.ops.memory.chunk_rule import ChunkRule, Maps, check_run, head_gates
 from titans.ops.memory.native.build import library
+from titans.ops.memory.tokens import Tokens
 from titans.ops.memory.workspace import borrow
 
 MEMORY_BUDGET = 1 << 30  # bytes
@@ -25,13 +26,7 @@ RETENTIONS = ("weight_decay", "sphere", "anchored")
 
 def run_chunks(
     rule: ChunkRule,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    theta: Tensor,
-    eta: Tensor | None,
-    alpha: Tensor | None,
-    write: Tensor | None,
+    tokens: Tokens,
     weights: Maps,
     momentum: Maps,
     *,
@@ -43,7 +38,8 @@ def run_chunks(
         ValueError: an argument that does not fit, named.
         RuntimeError: the compiled code cannot be had (see ``unavailable``), or no memory is left.
     """
-    check_run(rule, q, k, v, {"theta": theta, "eta": eta, "alpha": alpha, "write": write}, weights, momentum)
+    check_run(rule, tokens, weights, momentum)
+    q, k, v, (theta, eta, alpha, write) = tokens.q, tokens.k, tokens.v, head_gates(tokens)
     if q.device.type != "cpu":
         raise ValueError(f"the native engine computes on the CPU, q is on {q.device}")
     state, anchors = _join((*weights, *momentum)), None if rule.anchors is None else _join(rule.anchors)
