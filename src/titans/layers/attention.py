@@ -108,9 +108,9 @@ class Attention(Module):
         if self.start.induction and start_keys_one_token_behind(self.q.weight, keys, self.conv):
             assert self.conv is not None
             queries, _, _ = self.conv.weight.chunk(3, -1)
-            fit = self.head_dim**0.5 * queries.square().sum(0).mean().item()
-            self.q.weight.mul_((MATCH / fit) ** 0.5)
-            keys.mul_((MATCH / fit) ** 0.5)
+            fit = self.head_dim**0.5 * queries.square().sum(0).mean()
+            self.q.weight.mul_((MATCH / fit).sqrt())
+            keys.mul_((MATCH / fit).sqrt())
             return
         if (itself := self.start.itself) is not None:
             keys.copy_(self.q.weight * min(1, math.log(max(2, itself)) / self.head_dim**0.5))
