@@ -184,7 +184,7 @@ def test_it_loads_in_a_lower_precision(tmp_path, make, ids, dtype):
     model.save_pretrained(tmp_path)
     low = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
     assert low.dtype == low(ids).logits.dtype == dtype
-    assert_close(low(ids).logits.float(), model(ids).logits, tolerance=0.1)
+    assert_close(low(ids).logits.float(), model(ids).logits, tolerance=0.2)
     low.save_pretrained(tmp_path / "low")
     assert load_model(tmp_path / "low").embedding.weight.dtype == torch.float32
 
