@@ -138,8 +138,7 @@ class TitansConfig(CheckedModel):
         if values["model_type"] != MODEL_TYPE:
             raise ValueError(f"model_type must be {MODEL_TYPE!r}, got {values['model_type']!r}")
         values = values.get("titans") or values  # older folders of transformers' kept our fields under this name
-        older = {} if "attention_conv" in values else {"attention_conv": 0}  # files of before there was one
-        return {name: values[name] for name in cls.model_fields if name in values} | older
+        return {name: values[name] for name in cls.model_fields if name in values}
 
     @field_validator("variant")
     @classmethod
