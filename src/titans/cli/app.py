@@ -6,6 +6,7 @@ from titans.cli.evaluate import evaluate
 from titans.cli.experiment import experiment
 from titans.cli.generate import generate
 from titans.cli.info import info
+from titans.cli.memorize import memorize
 from titans.cli.train import train
 
 app = typer.Typer(
@@ -16,5 +17,5 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (train, generate, evaluate, info, experiment):
+for command in (train, memorize, generate, evaluate, info, experiment):
     app.command()(command)

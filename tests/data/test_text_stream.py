@@ -2,7 +2,7 @@
 
 import pytest
 
-from titans.cli.text_stream import TextStream
+from titans.data.text_stream import TextStream
 from titans.data import ByteTokenizer
 
 TEXT = "naïve 記憶 🧠 end"
