@@ -2,6 +2,7 @@
 
 import typer
 
+from titans.cli.ask import ask
 from titans.cli.evaluate import evaluate
 from titans.cli.experiment import experiment
 from titans.cli.generate import generate
@@ -17,5 +18,5 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (train, memorize, generate, evaluate, info, experiment):
+for command in (train, memorize, ask, generate, evaluate, info, experiment):
     app.command()(command)
