@@ -8,8 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from titans.data import ByteTokenizer, HuggingFaceTokenizer, load_documents
-from titans.data import streams
+from titans.data import ByteTokenizer, HuggingFaceTokenizer, load_documents, streams
 from titans.data.streams import TextInput, token_blocks
 
 TEXT = "Naïve café — the quick brown fox, 你好 🦊; don't  stop\n\n\tdef f(x):\n        return x ** 2\n" * 40

@@ -89,7 +89,9 @@ def test_sixty_four_questions_in_a_batch_are_each_alone(variant):
     assert_close(model(questions[:2], state=merged.reset([0])).logits[:1], model(questions[:1]).logits)
 
 
-@pytest.mark.parametrize(("dtype", "error", "size"), [("float32", 0, 1.1), ("bfloat16", 0.02, 0.6), ("int8", 0.05, 0.4)])
+@pytest.mark.parametrize(
+    ("dtype", "error", "size"), [("float32", 0, 1.1), ("bfloat16", 0.02, 0.6), ("int8", 0.05, 0.4)]
+)
 def test_stored_dtypes_round_and_shrink(tmp_path, dtype, error, size):
     model = build_model(TitansConfig(variant="MAC", vocab_size=256, d_model=32, n_layers=2, chunk_size=8)).eval()
     memory = model.memorize(torch.arange(203) * 7 % 256)

@@ -15,8 +15,8 @@ from titans.data import ByteTokenizer
 from titans.models import TitansConfig, build_model, probe_memories
 from titans.reading import TextTrace, plot_trace, trace_text, write_page
 
-FIELDS = {"vocab_size": 256, "d_model": 16, "n_layers": 2, "chunk_size": 4, "mem_heads": 2, "n_persistent": 3}
-TEXT = "<b>naïve</b> & </script>\n\tto be or not to be 你好 " * 3
+FIELDS = {"vocab_size": 256, "d_model": 16, "n_layers": 2, "chunk_size": 8, "mem_heads": 2, "n_persistent": 3}
+TEXT = "<b>naïve</b> & </script>\n\tto be or not to be 你好 " * 2
 IDS = np.frombuffer(TEXT.encode(), dtype=np.uint8)
 
 
@@ -85,7 +85,9 @@ def test_the_page_holds_the_trace_and_needs_nothing_else(page):
 
 def test_values_that_are_all_alike_or_all_missing(tmp_path):
     nothing = np.full((1, 1, 3), np.nan, dtype=np.float32)
-    trace = TextTrace(IDS[:3], 0, ("blocks.0",), {"surprise": nothing + 1, "after": nothing, "loss": nothing * 0}, nothing[0, 0])
+    trace = TextTrace(
+        IDS[:3], 0, ("blocks.0",), {"surprise": nothing + 1, "after": nothing, "loss": nothing * 0}, nothing[0, 0]
+    )
     write_page(trace, ByteTokenizer(), tmp_path / "p.html", "t")
     plot_trace(trace, tmp_path / "p.png", "t")
     assert (tmp_path / "p.png").stat().st_size > 5000
@@ -101,7 +103,8 @@ for (const group of ["quantities", "layers", "heads"])
   for (const button of find(group).querySelectorAll("button")) {
     const start = performance.now();
     button.click(); document.body.offsetHeight;
-    seen.push([button.textContent, find("low").textContent, find("high").textContent, new Set(spans.map(s => s.className)).size, performance.now() - start]);
+    const colours = new Set(spans.map(s => s.className)).size;
+    seen.push([button.textContent, find("low").textContent, find("high").textContent, colours, performance.now() - start]);
   }
 page.children[4].dispatchEvent(new MouseEvent("mouseover", { bubbles: true }));
 document.body.append(Object.assign(document.createElement("pre"), { id: "seen", textContent: JSON.stringify(
@@ -126,7 +129,21 @@ def test_a_browser_shows_and_switches_it(page, tmp_path):
     found = browse(page[1], tmp_path)
     assert found["text"] == TEXT.replace("ï", "·ï").replace("你好", "··你··好")
     names = [name for name, *_ in found["seen"]]
-    assert names == ["surprise", "inner loss", "inner loss after", "θ", "η", "α", "model's loss", "mean", "0", "1", "mean", "0", "1"]
+    assert names == [
+        "surprise",
+        "inner loss",
+        "inner loss after",
+        "θ",
+        "η",
+        "α",
+        "model's loss",
+        "mean",
+        "0",
+        "1",
+        "mean",
+        "0",
+        "1",
+    ]
     assert all(colours > 3 for *_, colours, _ in found["seen"])
     shown = [(low, high) for _, low, high, *_ in found["seen"][:7]]
     assert len(set(shown)) == 7

@@ -22,7 +22,7 @@ AROUND = 2**10  # characters beside a block that its tokens may depend on
 
 
 class TextInput:
-    """One input: a ``.txt``, ``.jsonl`` or ``.parquet`` file as the corpora read them, any other file of UTF-8, or ``-``.
+    """One input: a ``.txt``, ``.jsonl`` or ``.parquet`` file as the corpora read them, any other UTF-8 file, or ``-``.
 
     Args:
         name: a path, or ``-`` for standard input, which is text.

@@ -1,9 +1,9 @@
 """Reading texts of any length into a state, in calls that are cut at fixed places of the stream.
 
 What a model computes does not depend on where a text is cut, but its last bits do: a product of other shapes adds up in
-another order. Calls therefore end where the position in the stream is a multiple of ``piece_length``, and where an input
-ends, and nowhere else; and what they start from is always laid out alike. So a text that comes in pieces of any size,
-or that is read on from a file, gives the bits of the text at once.
+another order. Calls therefore end where the position in the stream is a multiple of ``piece_length``, and where an
+input ends, and nowhere else; and what they start from is always laid out alike. So a text that comes in pieces of any
+size, or that is read on from a file, gives the bits of the text at once.
 """
 
 from __future__ import annotations

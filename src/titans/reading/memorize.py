@@ -77,9 +77,9 @@ def memorize_files(
     """Read files into a memory file.
 
     Every document begins with the separator, as in training, and all go into one stream, which is never reset. Reading
-    is cut at fixed places (`titans.models.memorize`): at multiples of about 4,096 tokens of the stream and at the end of
-    every input. So a reading that was killed and resumed, or went on from an earlier memory file, gives the bits of one
-    that was not. When it is interrupted, what is read so far is in the output.
+    is cut at fixed places (`titans.models.memorize`): at multiples of about 4,096 tokens of the stream and at the end
+    of every input. So a reading that was killed and resumed, or went on from an earlier memory file, gives the bits of
+    one that was not. When it is interrupted, what is read so far is in the output.
 
     Args:
         model: whose memory it is.

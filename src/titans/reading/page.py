@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def plot_trace(trace: TextTrace, path: str | Path, title: str, bins: int = 160) 
     places = trace.start + (edges[:-1] + edges[1:]) / 2
     for axes, (name, values) in zip(rows, panels.items(), strict=True):
         for layer, (line, color) in enumerate(zip(values, colors)):
-            means = [_mean(line[begin:end]) for begin, end in zip(edges[:-1], edges[1:])]
+            means = [_mean(line[begin:end]) for begin, end in pairwise(edges)]
             label = f"layer {trace.layers[layer].removeprefix('blocks.')}" if name == "surprise" else None
             axes.plot(places, means, color="0.35" if name == "nats" else color, linewidth=1.1, label=label)
         axes.set_ylabel(NAMES[name].replace(" after", "\nafter").replace("'s ", "'s\n"), size=9)
