@@ -78,7 +78,7 @@ def _memory(path: Path) -> list[str]:
 
 
 def _tokens(count: float) -> str:
-    return "never" if math.isinf(count) else f"{count:,.0f}"
+    return "never" if math.isinf(count) else f"{count:,.0f}" if count >= 10 else f"{count:.2g}"
 
 
 def _table(rows: list[tuple[str, ...]], rule_above_last: bool = False) -> list[str]:
