@@ -1,5 +1,5 @@
-"""Does ``titans memorize`` hold its memory and its speed? Resident bytes over the reading, and tokens per second against
-the model called on ready-made pieces of the same length, turn about and in processor time.
+"""Does ``titans memorize`` hold its memory and its speed? Resident bytes over the reading, and tokens per second
+against the model called on ready-made pieces of the same length, turn about and in processor time.
 
 ``python benchmarks/memorize.py --model runs/mac/model --megabytes 100``
 """
