@@ -42,6 +42,16 @@ def test_pieces_of_any_size_give_the_bits_of_the_text_at_once(variant, tmp_path)
     assert same_bits(whole, model.memorize(text[48:], state=load_memory(tmp_path / "half", model)))
 
 
+@pytest.mark.parametrize("position", [0, 5, 16, 37])
+def test_calls_end_at_fixed_places_and_lose_nothing(position):
+    model, text = single("MAC"), np.arange(83)
+    for step in (1, 7, 16, 83):
+        pieces = list(memorizing.on_grid((text[at : at + step] for at in range(0, 83, step)), position, model))
+        assert np.concatenate(pieces).tolist() == text.tolist()
+        ends = position + np.cumsum([len(piece) for piece in pieces])
+        assert ends.tolist() == [*(n for n in range(16, position + 83, 16) if n > position), position + 83]
+
+
 @pytest.mark.parametrize("variant", ["LMM", "MAC"])
 def test_a_text_cut_elsewhere_is_the_same_but_for_the_last_bits(variant):
     model, text = small(variant), ids(2, 83)
