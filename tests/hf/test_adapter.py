@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from helpers import assert_close
-from titans.hf import TitansCache, TitansHFConfig, register
+from titans.hf import TitansCache, TitansForCausalLM, TitansHFConfig, register
 from titans.miras import MirasConfig
-from titans.models import TitansConfig, load_model
+from titans.models import TitansConfig, build_model, load_model
 from titans.models.semantics import SEMANTICS
 
 
@@ -29,6 +29,19 @@ def test_saved_and_loaded_by_the_auto_classes_it_is_the_same(tmp_path, make, ids
     assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
     # Loaded tensors lie otherwise aligned: not bit for bit, and the plain Titans rule magnifies rounding.
     assert_close(loaded(ids).logits, model(ids).logits, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["LMM", "MAC", "MAG", "MAL", "transformer"])
+def test_a_new_one_starts_as_a_new_model_does(variant):
+    """transformers starts modules one by one, which would undo what their parents made of them."""
+    config = TitansConfig(variant=variant, vocab_size=32, d_model=32, n_layers=1, chunk_size=8)
+    torch.manual_seed(0)
+    model = build_model(config)
+    torch.manual_seed(0)
+    adapter = TitansForCausalLM(TitansHFConfig(config))
+    assert all(torch.equal(adapter.model.state_dict()[name], x) for name, x in model.state_dict().items())
+    adapter.resize_token_embeddings(40)  # new rows are no zeros
+    assert adapter.model.embedding.weight[32:].std() > 0
 
 
 @pytest.mark.parametrize("made_for", ["2", None])
@@ -171,7 +184,7 @@ def test_it_loads_in_a_lower_precision(tmp_path, make, ids, dtype):
     model.save_pretrained(tmp_path)
     low = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
     assert low.dtype == low(ids).logits.dtype == dtype
-    assert_close(low(ids).logits.float(), model(ids).logits, tolerance=0.1)
+    assert_close(low(ids).logits.float(), model(ids).logits, tolerance=0.2)
     low.save_pretrained(tmp_path / "low")
     assert load_model(tmp_path / "low").embedding.weight.dtype == torch.float32
 

@@ -82,6 +82,8 @@ class TitansForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: TitansHFConfig):
         super().__init__(config)
         self.model: TitansModel = build_model(config.core())
+        for module in self.modules():  # its start is no sum of its modules' own: not to be drawn again one by one
+            module._is_hf_initialized = True  # type: ignore[assignment]
         self.post_init()
 
     def forward(  # the names and order of TitansModel.forward, then transformers' own
@@ -172,7 +174,7 @@ class TitansForCausalLM(PreTrainedModel, GenerationMixin):
     register_for_auto_class = classmethod(leads_here)  # type: ignore[assignment]
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Start a new embedding or head; everything else `build_model` has initialised."""
+        """Start a new embedding or head, after ``resize_token_embeddings`` say."""
         if isinstance(module, (nn.Embedding, nn.Linear)) and not module.weight.is_meta:
             reset(module)
 
