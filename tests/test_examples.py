@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
         ("01_quickstart.py", ["Parameters: ", "logits (2, 128, 256)", "generated (1, 58)"]),
         ("02_training_loop.py", ["step 20: loss "]),
         ("04_own_members.py", ["LogCosh(width=0.5)", "'tanh'", "bilinear", "normalised", "y (2, 100, 64)"]),
+        ("05_memory_file.py", ["read 4,440 tokens", "int8", "in the batch: True", "then 4,456, still 4,440"]),
         ("03_memory_standalone.py", ["y (2, 100, 64)", "retrieved (2, 5, 64)", "surprise at first sight"]),
     ],
 )

@@ -1,4 +1,4 @@
-"""The Python of README.md and docs/state.md runs as printed, each block on its own."""
+"""The Python of README.md, docs/state.md and docs/memory_files.md runs as printed, each block on its own."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCKS = [
     pytest.param(code, id=f"{name}-{number}")
-    for name in ("README.md", "docs/state.md")
+    for name in ("README.md", "docs/state.md", "docs/memory_files.md")
     for number, code in enumerate(BLOCK.findall((ROOT / name).read_text(encoding="utf-8")))
 ]
 

@@ -12,6 +12,7 @@ from titans.models import (
     TitansModel,
     build_model,
     count_parameters,
+    load_memory,
     load_model,
 )
 
@@ -30,5 +31,6 @@ __all__ = [
     "TitansModel",
     "build_model",
     "count_parameters",
+    "load_memory",
     "load_model",
 ]

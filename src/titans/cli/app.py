@@ -2,10 +2,13 @@
 
 import typer
 
+from titans.cli.ask import ask
 from titans.cli.evaluate import evaluate
 from titans.cli.experiment import experiment
 from titans.cli.generate import generate
 from titans.cli.info import info
+from titans.cli.memorize import memorize
+from titans.cli.trace import trace
 from titans.cli.train import train
 
 app = typer.Typer(
@@ -16,5 +19,5 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (train, generate, evaluate, info, experiment):
+for command in (train, memorize, ask, generate, evaluate, info, trace, experiment):
     app.command()(command)

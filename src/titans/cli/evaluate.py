@@ -1,12 +1,14 @@
 """``titans evaluate``."""
 
+import json
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from titans.cli.errors import BadInput, checking_input
+from titans.cli.model import open_memory, open_model
 
 UNITS = {"": 1, "k": 2**10, "m": 2**20}
 
@@ -29,32 +31,30 @@ def evaluate(
     text: Annotated[
         str, typer.Option(metavar="stdlib|essays|PATH", help="Running text of haystacks, background and perplexity.")
     ] = "stdlib",
+    memory: Annotated[Path | None, typer.Option(help="Memory file that every sample begins with.")] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option(help='Ask the memory instead: a .jsonl file of {"question": "…", "answer": "…"}.'),
+    ] = None,
+    template: Annotated[str, typer.Option(help="What is read for a question, {} in its place.")] = "\\n{}",
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda; default cuda if there is one.")] = None,
 ) -> int:
-    """Measure a saved model on tasks of the field: results.json, table.md and heatmap.png."""
-    with checking_input(f"--model {model}"):
+    """Measure a saved model on tasks of the field (results.json, table.md, heatmap.png), or on your own questions."""
+    with checking_input():
         import torch
 
-        from titans.evaluation import EvaluationError
+        from titans.evaluation import EvaluationError, FromMemory
         from titans.evaluation import evaluate as measure
         from titans.evaluation.report import table
-        from titans.models import load_model
-        from titans.training.data import load_saved_tokenizer
-
-        tokenizer = load_saved_tokenizer(model)
-        language_model = load_model(model)
-        if tokenizer.vocab_size > language_model.config.vocab_size:
-            raise ValueError(
-                f"its tokenizer has {tokenizer.vocab_size} ids, the model knows {language_model.config.vocab_size}"
-            )
-    try:
-        language_model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"--device: {device}: {error}") from error
+    language_model, tokenizer = open_model(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    state = open_memory(memory, language_model)
+    if questions is not None:
+        return _questions(language_model, tokenizer, state, questions, template.replace("\\n", "\n"), output)
     names = [name.strip() for name in tasks.split(",")]
     counts = [_tokens(length.strip()) for length in lengths.split(",")]
+    measured = language_model if state is None else FromMemory(language_model, state)
     try:
-        results = measure(language_model, tokenizer, names, counts, samples, seed, output, text=text, say=_tell)
+        results = measure(measured, tokenizer, names, counts, samples, seed, output, text=text, say=_tell)
     except EvaluationError as error:
         raise BadInput(f"--{error}") from error
     except KeyboardInterrupt:
@@ -62,6 +62,23 @@ def evaluate(
         return 130
     typer.echo(table(results))
     typer.echo(f"results.json, table.md and heatmap.png in {output}")
+    return 0
+
+
+def _questions(model: Any, tokenizer: Any, memory: Any, file: Path, template: str, output: Path) -> int:
+    """A user's own questions to a memory: questions.json and questions.md."""
+    from titans.evaluation.from_memory import ask_questions, questions_table, read_questions
+    from titans.files import write_whole
+
+    if memory is None:
+        raise BadInput("--questions: needs --memory, a file of titans memorize")
+    with checking_input(f"--questions {file}"):
+        results = ask_questions(model, tokenizer, memory, read_questions(file), template)
+    table, told = questions_table(results), json.dumps(results, indent=1, ensure_ascii=False) + "\n"
+    write_whole(output / "questions.md", lambda path: path.write_text(table, encoding="utf-8"))
+    write_whole(output / "questions.json", lambda path: path.write_text(told, encoding="utf-8"))
+    typer.echo(table)
+    typer.echo(f"questions.json and questions.md in {output}")
     return 0
 
 

@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from titans.cli.errors import CommandFailed, checking_input
+from titans.cli.model import open_memory, open_model
 
 
 def generate(
     model: Annotated[Path, typer.Option(help="Folder of a saved model.")],
     prompt: Annotated[str, typer.Option(help="Text to go on from; empty for the start of a document.")],
-    memory: Annotated[Path | None, typer.Option(help="Saved state to start from (ModelState.save).")] = None,
+    memory: Annotated[Path | None, typer.Option(help="Memory file to start from, see titans memorize.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=2**63 - 1, help="Longest continuation in tokens.")] = 200,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(min=1, max=2**31 - 1, help="Sample among the k likeliest.")] = None,
@@ -39,22 +40,13 @@ def _stream(model: Path, prompt: str, memory: Path | None, seed: int, sampling: 
     """Pieces of text, the first one as soon as the prompt is read; never half a character."""
     import torch
 
-    from titans.cli.text_stream import TextStream
     from titans.data import ByteTokenizer
-    from titans.models import ModelState, load_model
-    from titans.training.data import load_saved_tokenizer
+    from titans.data.text_stream import TextStream
 
-    with checking_input(f"--model {model}"):
-        language_model = load_model(model).eval()
-        tokenizer = load_saved_tokenizer(model)
-        if tokenizer.vocab_size > language_model.config.vocab_size:
-            raise ValueError(
-                f"its tokenizer has {tokenizer.vocab_size} ids, the model knows {language_model.config.vocab_size}"
-            )
+    language_model, tokenizer = open_model(model)
     end = tokenizer.separator_id
     ids = torch.tensor([tokenizer.encode(prompt) or [end]])
-    with checking_input(f"--memory {memory}"):
-        state = None if memory is None else ModelState.load(memory)
+    state = open_memory(memory, language_model)
     generator = torch.Generator().manual_seed(seed)
     text = TextStream(tokenizer, isinstance(tokenizer, ByteTokenizer))
     tokens = language_model.stream(ids, eos_token_id=end, state=state, generator=generator, **sampling)

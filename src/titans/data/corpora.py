@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from titans.data.sources import CORPORA, corpus
@@ -197,39 +197,53 @@ def _read_text(file: Path, text_field: str) -> list[str]:
 
 
 def _read_jsonl(file: Path, text_field: str) -> list[str]:
-    documents = []
-    with file.open("rb") as lines:  # bytes end a line at \n alone; in text mode other characters could
-        for number, content in enumerate(lines, start=1):
-            line = _text_of(content) if number == 1 else content.decode("utf-8", errors="replace")
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, too deep
-                raise ValueError(f"source: {file}, line {number} is not JSON: {error}") from error
-            text = row.get(text_field) if isinstance(row, dict) else None
-            if not isinstance(text, str):
-                raise ValueError(f"text_field: {file}, line {number} has no text under {text_field!r}")
-            documents.append(text)
-    return documents
+    with file.open("rb") as lines:
+        return list(read_jsonl(file, text_field, lines))
+
+
+def read_jsonl(file: Path, text_field: str, lines: Iterable[bytes]) -> Iterator[str]:
+    """The texts of a ``.jsonl`` file, one a line; ``lines`` are those of the file, open for bytes."""
+    # Bytes end a line at \n alone; in text mode other characters could.
+    for number, content in enumerate(lines, start=1):
+        line = _text_of(content) if number == 1 else content.decode("utf-8", errors="replace")
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, too deep
+            raise ValueError(f"source: {file}, line {number} is not JSON: {error}") from error
+        text = row.get(text_field) if isinstance(row, dict) else None
+        if not isinstance(text, str):
+            raise ValueError(f"text_field: {file}, line {number} has no text under {text_field!r}")
+        yield text
 
 
 def _read_parquet(file: Path, text_field: str) -> list[str]:
+    return [text for text, _ in read_parquet(file, text_field)]
+
+
+def read_parquet(file: Path, text_field: str) -> Iterator[tuple[str, float]]:
+    """The texts of a ``.parquet`` file, a few rows in memory at a time, each with the share of rows read with it."""
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
         raise ImportError(f"source: {file} needs pyarrow; pip install 'titans-miras[train]'") from None
+    read = 0
     try:
-        columns = pyarrow.parquet.read_schema(file).names
-        if text_field not in columns:
-            raise ValueError(f"text_field: {file} has no column {text_field!r}, only {', '.join(columns)}")
-        values = pyarrow.parquet.read_table(file, columns=[text_field]).column(text_field).to_pylist()
+        with pyarrow.parquet.ParquetFile(file) as table:
+            columns = table.schema_arrow.names
+            if text_field not in columns:
+                raise ValueError(f"text_field: {file} has no column {text_field!r}, only {', '.join(columns)}")
+            for batch in table.iter_batches(batch_size=64, columns=[text_field]):
+                for value in batch.column(0).to_pylist():
+                    read += 1
+                    if value is not None and not isinstance(value, str):
+                        raise ValueError(f"text_field: column {text_field!r} of {file} is not text")
+                    if value is not None:
+                        yield value, read / table.metadata.num_rows
     except pyarrow.ArrowException as error:
         raise ValueError(f"source: {file} is not a readable .parquet file: {error}") from error
-    if any(value is not None and not isinstance(value, str) for value in values):
-        raise ValueError(f"text_field: column {text_field!r} of {file} is not text")
-    return [value for value in values if value is not None]
 
 
 def _text_of(content: bytes) -> str:

@@ -146,7 +146,7 @@ class HuggingFaceTokenizer:
                 return ids, n_bytes
         ends = np.array([end for _, end in encoding.offsets], dtype=np.int64)[places]
         ends[-1:] = len(text)  # and, before it, an end may lie a little before the last one
-        return ids, np.diff(_byte_positions(text)[np.maximum.accumulate(ends)], prepend=0)
+        return ids, np.diff(byte_positions(text)[np.maximum.accumulate(ends)], prepend=0)
 
     def _encode(self, text: str) -> tuple[np.ndarray, Encoding, np.ndarray]:
         """Ids, the library's own result, and the token there that each id comes from."""
@@ -277,7 +277,7 @@ def _whole_characters(text: str) -> str:
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
-def _byte_positions(text: str) -> np.ndarray:
+def byte_positions(text: str) -> np.ndarray:
     """Where in its UTF-8 each character of ``text`` begins, and its length at the end; int64 ``[characters + 1]``."""
     points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
     n_bytes = 1 + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000)

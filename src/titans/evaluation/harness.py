@@ -170,7 +170,9 @@ def _identity(model: Any, tokenizer: Tokenizer) -> dict[str, Any]:
     told = "" if config is None else json.dumps(config.to_dict(), sort_keys=True)
     kind = "bytes" if isinstance(tokenizer, ByteTokenizer) else _tokenizer_digest(tokenizer)
     model_digest = hashlib.sha256(told.encode()).hexdigest()[:16]
-    return {"model": model_digest, "weights": digest.hexdigest()[:16], "tokenizer": kind}
+    identity = {"model": model_digest, "weights": digest.hexdigest()[:16], "tokenizer": kind}
+    memory = getattr(model, "memory_digest", None)  # of a model whose streams begin with a memory
+    return identity if memory is None else {**identity, "memory": memory}
 
 
 def _tokenizer_digest(tokenizer: Tokenizer) -> str:

@@ -4,11 +4,13 @@ from titans.models import mixers  # noqa: F401  registers them
 from titans.models.build import build_model, count_parameters, load_model, save_model
 from titans.models.config import TitansConfig
 from titans.models.language_model import ModelOutput, TitansModel
+from titans.models.memory_file import MemoryFile, load_memory
 from titans.models.probe import MemoryReading, probe_memories
 from titans.models.state import ModelState
 from titans.models.variants import TitansLMM, TitansMAC, TitansMAG, TitansMAL
 
 __all__ = [
+    "MemoryFile",
     "MemoryReading",
     "ModelOutput",
     "ModelState",
@@ -20,6 +22,7 @@ __all__ = [
     "TitansModel",
     "build_model",
     "count_parameters",
+    "load_memory",
     "load_model",
     "probe_memories",
     "save_model",

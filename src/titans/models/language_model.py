@@ -25,6 +25,7 @@ from titans.miras.choice import BY_NAME
 from titans.models.blocks import Block
 from titans.models.config import FREE, TitansConfig
 from titans.models.generation import GenerationMixin
+from titans.models.memorize import MemorizeMixin
 from titans.models.state import ModelState, Origin, hash_weights
 from titans.ops.memory import Engine, check_engine, check_finite, pick
 from titans.ops.rows import Packing, Rows
@@ -75,7 +76,7 @@ pytree.register_pytree_node(
 )
 
 
-class TitansModel(GenerationMixin, Module):
+class TitansModel(GenerationMixin, MemorizeMixin, Module):
     """A language model of ``config.n_layers`` blocks of one variant.
 
     Calls keep nothing on the module: state goes in and comes out, and one call on T tokens equals the same tokens in
@@ -312,14 +313,15 @@ class TitansModel(GenerationMixin, Module):
         if keep < 0:
             raise ValueError(f"logits_to_keep must be at least 0, got {keep}")
         if state is not None:
-            self._check_state(state, x.shape[0])
+            self.check_state(state, x.shape[0])
 
-    def _check_state(self, state: ModelState, rows: int) -> None:
+    def check_state(self, state: ModelState, rows: int | None = None) -> None:
+        """Raise a ValueError unless ``state`` was made by this model and, where given, has so many rows."""
         if not isinstance(state, ModelState):
             raise ValueError(f"state must be a ModelState, got {type(state).__name__}")
         if state.origin.fingerprint != self.fingerprint:
             raise ValueError("state was made by a model of another configuration")
-        if state.rows != rows:
+        if rows is not None and state.rows != rows:
             raise ValueError(f"state has {state.rows} rows, input_ids has {rows}")
         if not state.origin.made_by(self) and state.origin.weights != hash_weights(self):
             raise ValueError("state was made by a model with other weights")

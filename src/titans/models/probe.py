@@ -61,13 +61,13 @@ def probe_memories(model: TitansModel, input_ids: Tensor, state: ModelState | No
         raise ValueError(
             f"input_ids must have at least chunk_size = {model.config.chunk_size} tokens, got {input_ids.shape[1]}"
         )
-    with _observed(memories) as seen:
+    with observed(memories) as seen:
         model(input_ids, state=state, logits_to_keep=1)
     return [_reading(memory, *pieces) for memory, pieces in zip(memories, seen, strict=True)]
 
 
 @contextmanager
-def _observed(memories: Sequence[NeuralMemory]) -> Iterator[list[tuple[list[MemoryTrace], list[NeuralMemoryState]]]]:
+def observed(memories: Sequence[NeuralMemory]) -> Iterator[list[tuple[list[MemoryTrace], list[NeuralMemoryState]]]]:
     """While open, collect the trace of each memory's calls and the states it leaves; compiled code would not tell."""
     seen: list[tuple[list[MemoryTrace], list[NeuralMemoryState]]] = [([], []) for _ in memories]
     engines: list[Engine] = [memory.engine for memory in memories]

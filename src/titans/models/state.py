@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from titans.files import hash_tensors, write_whole
 from titans.models.semantics import SEMANTICS, check_semantics
+from titans.models.stored import Dtype, pack, unpack
 from titans.state import State, check_rows, counts, decode, encode, walk
 
 FORMAT_VERSION = 3
-WORDS = ("format", "version", "semantics", "config", "weights", "seen", "layers")
+WORDS = {"format", "version", "semantics", "config", "weights", "seen", "layers"}
+MORE_WORDS = {"stored", "about"}  # of memory files: how tensors are rounded, and what was read
 MIXED = "weights that changed while it was made"
 
 
@@ -153,11 +155,15 @@ class ModelState(State):
             raise ValueError("put needs two states of one model, got one of another configuration")
         return replace(super().put(rows, new), origin=self.origin.joined(new.origin))
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, dtype: Dtype | None = None, *, about: dict[str, Any] | None = None) -> None:
         """Write the state as one safetensors file, moved into place when complete.
 
+        Args:
+            dtype: round what is stored to "bfloat16" or "int8" (see `titans.models.stored`); None keeps every bit.
+            about: plain values for JSON that go with the state, as `MemoryFile.about` has them.
+
         Raises:
-            ValueError: the weights that made it have changed since.
+            ValueError: the weights that made it have changed since, or there is no such dtype.
         """
         tensors: dict[str, Tensor] = {}
         tree = encode(self.layers, tensors, "layers")
@@ -170,6 +176,11 @@ class ModelState(State):
             "seen": json.dumps(self.seen),
             "layers": json.dumps(tree),
         }
+        tensors, stored = pack(tensors, dtype)
+        if stored is not None:
+            metadata["stored"] = json.dumps(stored)
+        if about is not None:
+            metadata["about"] = json.dumps(about)
         metadata["hash"] = hash_tensors(tensors, metadata)
         write_whole(path, lambda aside: aside.write_bytes(bytes_of(tensors, metadata)))
 
@@ -183,28 +194,40 @@ class ModelState(State):
             FileNotFoundError: there is no such file.
             ValueError: it is not a state file, is damaged or edited, or is of another format version or semantics.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"state file {str(path)!r} does not exist")
-        content = Path(path).read_bytes()
+        return cls.load_with_words(path)[0]
+
+    @classmethod
+    def load_with_words(cls, path: str | Path) -> tuple[ModelState, dict[str, str]]:
+        """As :meth:`load`; also what the file says beside the state."""
+        tensors, words = _checked(path)
         try:
-            tensors = tensors_of(content)
-            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        except Exception as error:
-            raise ValueError(f"state file {str(path)!r} is not a readable safetensors file: {error}") from error
-        metadata = header.get("__metadata__", {})
-        if metadata.get("format") != "titans-state":
-            raise ValueError(f"state file {str(path)!r} holds no titans state")
-        if (version := metadata.get("version")) != str(FORMAT_VERSION):
-            raise ValueError(f"state file {str(path)!r} has format version {version}, not {FORMAT_VERSION}")
-        check_semantics(metadata.get("semantics"), f"state file {str(path)!r}")
-        told = {name: value for name, value in metadata.items() if name != "hash"}
-        if set(told) != set(WORDS) or metadata.get("hash") != hash_tensors(tensors, told):
-            raise ValueError(f"state file {str(path)!r} is damaged: its content is not what was saved (hash)")
-        try:
-            layers = decode(json.loads(metadata["layers"]), tensors, "layers")
-            read = counts(json.loads(metadata["seen"]))
-            state = cls(layers, read, Origin(metadata["config"], weights=metadata["weights"]))
+            tensors = unpack(tensors, json.loads(words["stored"]) if "stored" in words else None)
+            layers = decode(json.loads(words["layers"]), tensors, "layers")
+            read = counts(json.loads(words["seen"]))
+            state = cls(layers, read, Origin(words["config"], weights=words["weights"]))
             check_rows(state)
         except (KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
             raise ValueError(f"state file {str(path)!r} is damaged: {error}") from error
-        return state
+        return state, words
+
+
+def _checked(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a state file, as they were saved or refused."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"state file {str(path)!r} does not exist")
+    content = Path(path).read_bytes()
+    try:
+        tensors = tensors_of(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    except Exception as error:
+        raise ValueError(f"state file {str(path)!r} is not a readable safetensors file: {error}") from error
+    metadata = header.get("__metadata__", {})
+    if metadata.get("format") != "titans-state":
+        raise ValueError(f"state file {str(path)!r} holds no titans state")
+    if (version := metadata.get("version")) != str(FORMAT_VERSION):
+        raise ValueError(f"state file {str(path)!r} has format version {version}, not {FORMAT_VERSION}")
+    check_semantics(metadata.get("semantics"), f"state file {str(path)!r}")
+    told = {name: value for name, value in metadata.items() if name != "hash"}
+    if set(told) - MORE_WORDS != WORDS or metadata.get("hash") != hash_tensors(tensors, told):
+        raise ValueError(f"state file {str(path)!r} is damaged: its content is not what was saved (hash)")
+    return tensors, told

@@ -2,8 +2,8 @@
 
 import pytest
 
-from titans.cli.text_stream import TextStream
 from titans.data import ByteTokenizer
+from titans.data.text_stream import TextStream
 
 TEXT = "naïve 記憶 🧠 end"
 

@@ -1,0 +1,145 @@
+"""``titans ask``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from titans.cli.errors import BadInput, CommandFailed, checking_input
+from titans.cli.model import open_memory, open_model
+
+if TYPE_CHECKING:
+    from titans.data import Tokenizer
+    from titans.models import ModelState, TitansModel
+
+PROMPT = "? "
+
+
+def ask(
+    model: Annotated[Path, typer.Option(help="Folder of a saved model, its tokenizer in it.")],
+    memory: Annotated[Path | None, typer.Option(help="Memory file, see titans memorize.")] = None,
+    keep: Annotated[bool, typer.Option(help="Read questions and answers into the memory; the file stays.")] = False,
+    template: Annotated[str, typer.Option(help="What is read for a question, {} in its place.")] = "\\n{}",
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=2**31 - 1, help="Longest answer in tokens.")] = 200,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the sampling.")] = 0,
+) -> int:
+    """Answer questions, a line each, from a memory; every question finds it as the file has it.
+
+    Ctrl-C ends an answer, Ctrl-D the session. In a pipe every line of standard input is a question; the answers go to
+    standard output one after the other, each with a line break behind it.
+    """
+    if "{}" not in template:
+        raise BadInput(f"--template: needs {{}} where the question goes, got {template!r}")
+    if sys.stdout is None or sys.stdout.closed or sys.stdin is None or sys.stdin.closed:
+        raise CommandFailed("standard input or output is closed: there is nobody to answer")
+    language_model, tokenizer = open_model(model)
+    with checking_input():
+        import torch
+
+        told = template.replace("\\n", "\n").replace("\\t", "\t")
+        generator = torch.Generator().manual_seed(seed)
+        sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "generator": generator}
+        session = Session(language_model, tokenizer, open_memory(memory, language_model), told, keep, sampling)
+    live = sys.stdin.isatty() and sys.stdout.isatty()
+    if live:
+        _greet(session, memory)
+    for question in _questions(live):
+        session.answer(question, live)
+    return 0
+
+
+@dataclass
+class Session:
+    """Questions to one memory.
+
+    Args:
+        model, tokenizer: whose memory it is.
+        memory: what is remembered; None for nothing.
+        template: what is read for a question.
+        keep: read questions and answers into the memory.
+        sampling: how `TitansModel.stream` draws tokens.
+    """
+
+    model: TitansModel
+    tokenizer: Tokenizer
+    memory: ModelState | None
+    template: str
+    keep: bool
+    sampling: dict[str, Any]
+
+    def answer(self, question: str, live: bool) -> None:
+        """Write the answer to standard output as it comes; Ctrl-C on a terminal ends it, elsewhere everything."""
+        ids = self.tokenizer.encode(self.template.replace("{}", question)) or [self.tokenizer.separator_id]
+        said: list[int] = []
+        try:
+            for piece in self._pieces(ids, said):
+                _write(piece)
+        except KeyboardInterrupt:
+            if not live:
+                raise
+            _write(" …")
+        _write("\n")
+        if self.keep:
+            import numpy as np
+
+            self.memory = self.model.memorize([np.array([*ids, *said])], state=self.memory)
+
+    def _pieces(self, ids: list[int], said: list[int]) -> Iterator[str]:
+        """The answer's text, never half a character; its tokens go to ``said``."""
+        import torch
+
+        from titans.data import ByteTokenizer
+        from titans.data.text_stream import TextStream
+
+        end = self.tokenizer.separator_id
+        text = TextStream(self.tokenizer, isinstance(self.tokenizer, ByteTokenizer))
+        prompt = torch.tensor([ids])
+        begun = False
+        for token in self.model.stream(prompt, eos_token_id=end, state=self.memory, **self.sampling):
+            if int(token) == end:
+                break
+            said.append(int(token))
+            piece = text.push(int(token))
+            piece = piece if begun else piece.lstrip(" ")  # what stands between a question and its answer
+            begun = begun or bool(piece)
+            yield piece
+        yield text.finish()
+
+
+def _questions(live: bool) -> Iterator[str]:
+    """Lines that are not empty."""
+    if not live:
+        yield from filter(None, (line.rstrip("\r\n") for line in sys.stdin))
+        return
+    with suppress(ImportError):
+        import readline  # noqa: F401  input() then has a history and can be edited
+    while True:
+        try:
+            question = input(PROMPT)
+        except EOFError:
+            _write("\n")
+            return
+        except KeyboardInterrupt:
+            _write("\n(Ctrl-D ends)\n")
+            continue
+        if question:
+            yield question
+
+
+def _greet(session: Session, memory: Path | None) -> None:
+    read = 0 if session.memory is None else session.memory.seen[0]
+    name = "nothing read" if memory is None else f"{memory.name}: {read:,} tokens read"
+    kept = "questions are read into it" if session.keep else "every question finds it as it is"
+    typer.echo(f"{name}; {kept}. Ctrl-C ends an answer, Ctrl-D the session.", err=True)
+
+
+def _write(piece: str) -> None:
+    sys.stdout.write(piece)
+    sys.stdout.flush()

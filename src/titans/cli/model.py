@@ -1,0 +1,49 @@
+"""What the commands that use a saved model have in common: opening it, its tokenizer and a memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from titans.cli.errors import BadInput, checking_input
+
+if TYPE_CHECKING:
+    from titans.data import Tokenizer
+    from titans.models import ModelState, TitansModel
+
+
+def open_model(folder: Path, device: str | None = None) -> tuple[TitansModel, Tokenizer]:
+    """The model of a folder, in evaluation mode, and its tokenizer.
+
+    Args:
+        folder: as `titans.load_model` reads it.
+        device: such as cpu or cuda; None leaves the model on the CPU.
+
+    Raises:
+        BadInput: the folder or the device cannot be used.
+    """
+    with checking_input(f"--model {folder}"):
+        from titans.models import load_model
+        from titans.training.data import load_saved_tokenizer
+
+        model, tokenizer = load_model(folder).eval(), load_saved_tokenizer(folder)
+        if tokenizer.vocab_size > model.config.vocab_size:
+            raise ValueError(f"its tokenizer has {tokenizer.vocab_size} ids, the model knows {model.config.vocab_size}")
+    if device is not None:
+        try:
+            model.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise BadInput(f"--device: {device}: {error}") from error
+    return model, tokenizer
+
+
+def open_memory(file: Path | None, model: TitansModel) -> ModelState | None:
+    """What a memory file remembers; None for no file.
+
+    Raises:
+        BadInput: it cannot be used with this model.
+    """
+    with checking_input(f"--memory {file}"):
+        from titans.models import load_memory
+
+        return None if file is None else load_memory(file, model)

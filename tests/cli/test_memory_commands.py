@@ -1,0 +1,212 @@
+"""memorize, ask, trace and what takes --memory: right answers from the right file, one line for what is wrong."""
+
+import io
+import json
+import re
+import sys
+
+import pytest
+import torch
+
+from titans.cli import main
+from titans.cli.ask import Session
+from titans.data import ByteTokenizer
+from titans.models import MemoryFile, TitansConfig, build_model, load_memory, load_model
+
+FIELDS = {"vocab_size": 256, "d_model": 16, "n_layers": 1, "chunk_size": 16, "n_persistent": 2}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A model, a text and its memory."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("memory")
+    build_model(TitansConfig(**FIELDS)).save_pretrained(folder / "model")
+    (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 9)
+    words = ["memorize", "--model", folder / "model", "--input", folder / "text.txt", "--output", folder / "memory"]
+    assert main([str(word) for word in words]) == 0
+    return folder
+
+
+def run(*words, code=0):
+    assert main([str(word) for word in words]) == code
+
+
+def refused(capsys, *words):
+    capsys.readouterr()
+    run(*words, code=2)
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.startswith("titans: ") and shown.err.count("\n") == 1
+    return shown.err
+
+
+def test_memorize_reads_several_inputs_appends_and_says_what_it_did(place, tmp_path, capsys):
+    text = place / "text.txt"
+    run("memorize", "--model", place / "model", "--input", text, text, "--output", tmp_path / "two", "--dtype", "int8")
+    assert "794 tokens in " in capsys.readouterr().out
+    appended = ["--input", text, "--append", place / "memory", "--output", tmp_path / "appended"]
+    run("memorize", "--model", place / "model", *appended)
+    one, two = (MemoryFile.open(tmp_path / name) for name in ("two", "appended"))
+    assert one.inputs == two.inputs and (one.stored, two.stored) == ("int8", "float32") and one.layers == two.layers
+    run("memorize", "--model", place / "model", *appended, "--resume")
+    capsys.readouterr()
+    assert "exists; go on with --resume" in refused(capsys, "memorize", "--model", place / "model", *appended)
+    assert "--input" in refused(capsys, "memorize", "--model", place / "model", "--output", tmp_path / "x")
+    missing = refused(
+        capsys, "memorize", "--model", place / "model", "--input", "/none.txt", "--output", tmp_path / "x"
+    )
+    assert missing == "titans: /none.txt: No such file\n"
+
+
+def test_memorize_reads_standard_input(place, tmp_path, monkeypatch):
+    with (place / "text.txt").open() as text:
+        monkeypatch.setattr(sys, "stdin", text)
+        run("memorize", "--model", place / "model", "--input", "-", "--output", tmp_path / "piped")
+    piped, known = MemoryFile.open(tmp_path / "piped"), MemoryFile.open(place / "memory")
+    assert piped.inputs[0].name == "standard input"
+    assert (piped.inputs[0].sha256, piped.layers) == (known.inputs[0].sha256, known.layers)
+
+
+def test_an_interrupted_memorize_goes_on(place, tmp_path, capsys, monkeypatch):
+    from titans.reading import memorize
+
+    monkeypatch.setattr("titans.models.memorize.PIECE", 64)
+    words = ["memorize", "--model", place / "model", "--input", place / "text.txt", "--output", tmp_path / "cut"]
+    run(*words[:-1], tmp_path / "whole")
+    read, calls = memorize.read_piece, []
+
+    def read_piece(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return read(*arguments)
+
+    monkeypatch.setattr(memorize, "read_piece", read_piece)
+    run(*words, code=130)
+    assert "the same command with --resume goes on" in capsys.readouterr().err
+    half = refused(capsys, "generate", "--model", place / "model", "--memory", tmp_path / "cut", "--prompt", "x")
+    assert "is half-read, 128 tokens so far" in half
+    run("info", "--memory", tmp_path / "cut")
+    assert "128 tokens read, half-read" in capsys.readouterr().out
+    run(*words, "--resume")
+    whole, cut = (load_memory(tmp_path / name, load_model(place / "model")) for name in ("whole", "cut"))
+    assert all(map(torch.equal, whole.layers[0].previous, cut.layers[0].previous))
+
+
+def test_info_shows_a_memory(place, capsys):
+    capsys.readouterr()
+    run("info", "--memory", place / "memory")
+    shown = capsys.readouterr().out
+    assert "memory: 397 tokens read" in shown and "text.txt" in shown and "half-life" in shown and "float32" in shown
+    assert str(place) not in shown
+    assert "give --config or --memory, got neither" in refused(capsys, "info")
+    assert "no titans state" in refused(capsys, "info", "--memory", place / "model" / "model.safetensors")
+
+
+def ask(monkeypatch, capsys, text, *words):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    run("ask", *words)
+    return capsys.readouterr().out
+
+
+def test_ask_answers_each_question_from_the_memory(place, monkeypatch, capsys):
+    capsys.readouterr()
+    words = ["--model", place / "model", "--memory", place / "memory", "--max-new-tokens", 12]
+    one = ask(monkeypatch, capsys, "who?\n", *words)
+    two = ask(monkeypatch, capsys, "what is it?\n", *words)
+    assert ask(monkeypatch, capsys, "who?\n\nwhat is it?", *words) == one + two
+    model = load_model(place / "model").eval()
+    memory = load_memory(place / "memory", model)
+    prompt = torch.tensor([list(b"\nwho?")])
+    said = model.generate(prompt, 12, temperature=0, eos_token_id=0, state=memory)[0, 5:]
+    assert one == bytes(i for i in said.tolist() if i).decode(errors="replace").lstrip(" ") + "\n"
+    other = ask(monkeypatch, capsys, "who?\n", *words, "--template", "Q: {}\\nA:")
+    prompt = torch.tensor([list(b"Q: who?\nA:")])
+    said = model.generate(prompt, 12, temperature=0, eos_token_id=0, state=memory)[0, prompt.shape[1] :]
+    assert other == bytes(i for i in said.tolist() if i).decode(errors="replace").lstrip(" ") + "\n"
+
+
+def test_ask_keeps_what_it_is_told_to(place, monkeypatch, capsys):
+    capsys.readouterr()
+    words = ["--model", place / "model", "--memory", place / "memory", "--max-new-tokens", 12]
+    before = (place / "memory").read_bytes()
+    first, second = (
+        ask(monkeypatch, capsys, "who?\n", *words),
+        ask(monkeypatch, capsys, "who?\nwhat?\n", *words, "--keep"),
+    )
+    assert second.startswith(first)
+    model = load_model(place / "model").eval()
+    memory = load_memory(place / "memory", model)
+    said = model.generate(torch.tensor([list(b"\nwho?")]), 12, 0, eos_token_id=0, state=memory)[0].tolist()
+    kept = model.memorize(torch.tensor(said[: said.index(0)] if 0 in said else said), state=memory)
+    told = model.generate(torch.tensor([list(b"\nwhat?")]), 12, temperature=0, eos_token_id=0, state=kept)[0, 6:]
+    assert second[len(first) :] == bytes(i for i in told.tolist() if i).decode(errors="replace").lstrip(" ") + "\n"
+    assert (place / "memory").read_bytes() == before
+
+
+def test_an_interrupt_ends_an_answer_on_a_terminal_and_everything_in_a_pipe(place, capsys):
+    model = load_model(place / "model")
+
+    class Interrupted:
+        def stream(self, *arguments, **named):
+            yield torch.tensor([104])
+            raise KeyboardInterrupt
+
+        memorize = model.memorize
+
+    capsys.readouterr()
+    session = Session(Interrupted(), ByteTokenizer(), None, "{}", True, {})
+    session.answer("hi", live=True)
+    assert capsys.readouterr().out == "h …\n"
+    assert session.memory.seen == (3,)  # "hi" and what was said
+    with pytest.raises(KeyboardInterrupt):
+        session.answer("hi", live=False)
+
+
+def test_evaluate_asks_a_users_questions(place, tmp_path, capsys):
+    capsys.readouterr()
+    model = load_model(place / "model").eval()
+    prompt = torch.tensor([list(b"\nwho?")])
+    said = model.generate(prompt, 8, temperature=0, state=load_memory(place / "memory", model))[0, 5:].tolist()
+    right = ByteTokenizer().decode(said[:3])
+    rows = [{"question": "who?", "answer": right}, {"question": "what is it?", "answer": "no such thing"}]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ["evaluate", "--model", place / "model", "--memory", place / "memory", "--output", tmp_path / "out"]
+    run(*words, "--questions", tmp_path / "q.jsonl")
+    assert "| right, of 2 | | 50.0% |" in capsys.readouterr().out
+    told = json.loads((tmp_path / "out" / "questions.json").read_text())
+    assert told["accuracy"]["on"] == 0.5 and set(told["accuracy"]) == {"on", "reset", "off"}
+    assert told["questions"][0]["on"].startswith(right) and told["questions"][0]["on"] != told["questions"][0]["off"]
+    (tmp_path / "bad.jsonl").write_text('{"question": "x"}')
+    assert "bad.jsonl, line 1 is not" in refused(capsys, *words, "--questions", tmp_path / "bad.jsonl")
+    alone = ["evaluate", "--model", place / "model", "--output", tmp_path / "x", "--questions", tmp_path / "q.jsonl"]
+    assert "--questions: needs --memory" in refused(capsys, *alone)
+
+
+def test_evaluate_begins_every_sample_with_the_memory(place, tmp_path):
+    words = ["evaluate", "--model", place / "model", "--tasks", "ppl", "--lengths", "64", "--samples", "2"]
+    words += ["--text", place / "text.txt"]
+    text = (place / "text.txt").read_text()
+    (tmp_path / "long.txt").write_text(text * 20)
+    words[-1] = tmp_path / "long.txt"
+    run(*words, "--output", tmp_path / "fresh")
+    run(*words, "--output", tmp_path / "read", "--memory", place / "memory")
+    fresh, read = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("fresh", "read"))
+    assert fresh["cells"][0]["score"] != read["cells"][0]["score"]
+    assert "memory" in read["settings"] and "memory" not in fresh["settings"]
+
+
+def test_trace_writes_a_page_and_a_picture(place, tmp_path, capsys):
+    capsys.readouterr()
+    words = ["trace", "--model", place / "model", "--input", place / "text.txt", "--output"]
+    run(*words, tmp_path / "page.html", "--memory", place / "memory", "--max-tokens", 100)
+    assert "100 tokens; page in" in capsys.readouterr().out
+    told = re.findall(r'id="data">(.*?)</script>', (tmp_path / "page.html").read_text(encoding="utf-8"))
+    data = json.loads(told[0])
+    assert (data["title"], data["start"], len(data["tokens"])) == ("text.txt", 397, 100)
+    assert data["about"] == "MAC, 1 layers · the first 100 tokens, after 397 of memory"
+    assert (tmp_path / "page.png").exists()
+    assert "--output: must end in .html" in refused(capsys, *words, tmp_path / "page.pdf")
+    (tmp_path / "empty.txt").write_text("")
+    words[4] = tmp_path / "empty.txt"
+    assert "holds no text" in refused(capsys, *words, tmp_path / "p.html")
