@@ -207,7 +207,7 @@ def check_rows(state: State) -> None:
 def encode(tree: Any, tensors: dict[str, Tensor], path: str = "state") -> Any:
     """A tree as plain values for JSON, its tensors moved into ``tensors`` under their paths."""
     if isinstance(tree, Tensor):
-        tensors[path] = tree.detach().cpu().contiguous().clone()
+        tensors[path] = tree.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": path}
     if isinstance(tree, tuple):
         return [encode(item, tensors, f"{path}[{i}]") for i, item in enumerate(tree)]
