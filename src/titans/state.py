@@ -36,7 +36,10 @@ class State:
 
     def __init_subclass__(cls) -> None:
         """Every kind of state registers itself: for files by name, and with torch's pytree."""
-        KINDS[cls.__name__] = cls
+        known = KINDS.setdefault(cls.__name__, cls)
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise TypeError(f"the state {cls.__name__!r} of {known.__module__} has this name: choose another")
+        KINDS[cls.__name__] = cls  # the newer one, where a module is loaded again
         pytree.register_pytree_node(
             cls, _flatten, lambda values, context: _unflatten(cls, values, context),
             flatten_with_keys_fn=_flatten_with_keys,

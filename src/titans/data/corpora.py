@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from titans.data.sources import CORPORA, corpus
+from titans.names import suggestion, unknown
 
 SPLITS = ("train", "validation", "test")
 SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -63,7 +64,7 @@ def load_documents(
         ImportError: a ``.parquet`` file is asked for and pyarrow is not installed.
     """
     if split not in SPLITS:
-        raise ValueError(f"split: {split!r} is none of {', '.join(SPLITS)}")
+        raise ValueError(unknown("split:", split, SPLITS))
     if source in CORPORA:
         return CORPORA[str(source)](split, data_dir)
     if not str(source):
@@ -72,6 +73,7 @@ def load_documents(
     if not path.exists():
         raise FileNotFoundError(
             f"source: {str(source)!r} is neither {', '.join(CORPORA)} nor an existing file or folder"
+            f"{suggestion(str(source), CORPORA)}"
         )
     return _local_documents(path, split, text_field)
 

@@ -14,6 +14,7 @@ from titans.layers.gates import default_heads, default_theta_max
 from titans.miras import MirasConfig
 from titans.miras.config import resolve_miras
 from titans.models.registry import MIXERS
+from titans.names import unknown
 
 MODEL_TYPE = "titans"  # what a model folder's config.json calls itself
 FREE = ("gradient_checkpointing", "max_seq_len", "lr")  # what changes nothing that a built model computes
@@ -140,7 +141,7 @@ class TitansConfig(CheckedModel):
     @classmethod
     def _known(cls, variant: str) -> str:
         if variant not in MIXERS:
-            raise ValueError(f"variant must be one of {', '.join(MIXERS)}, got {variant!r}")
+            raise ValueError(unknown("variant", variant, MIXERS))
         return variant
 
     @model_validator(mode="after")
@@ -194,9 +195,9 @@ class TitansConfig(CheckedModel):
     def preset(cls, size: str, variant: str = "MAC", **changes: Any) -> TitansConfig:
         """The preset ``size`` ("tiny" … "large") of ``variant``, with fields changed by name."""
         if size not in PRESETS:
-            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {size!r}")
+            raise ValueError(unknown("preset", size, PRESETS))
         if variant not in PRESET_LAYERS[size]:
-            raise ValueError(f"variant must be one of {', '.join(PRESET_LAYERS[size])}, got {variant!r}")
+            raise ValueError(unknown("variant", variant, PRESET_LAYERS[size]))
         fields = {**PRESETS[size], "n_layers": PRESET_LAYERS[size][variant], "variant": variant}
         return cls(**{**fields, **changes})
 

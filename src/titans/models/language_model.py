@@ -27,6 +27,7 @@ from titans.models.config import FREE, TitansConfig
 from titans.models.generation import GenerationMixin
 from titans.models.state import ModelState, Origin, hash_weights
 from titans.ops.memory import Engine, check_engine, check_finite, pick
+from titans.ops.memory.scan import check_range
 from titans.ops.rows import Packing, Rows
 from titans.state import counts
 
@@ -154,6 +155,8 @@ class TitansModel(GenerationMixin, Module):
         x = self._read(input_ids, inputs_embeds)
         self._check(x, labels, state, logits_to_keep)
         mask = self._flags("attention_mask", attention_mask, x)
+        if inputs_embeds is not None and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            check_range("inputs_embeds", x if mask is None else x[mask])
         store = self._flags("store_mask", store_mask, x)
         documents = self._documents(document_ids, x)
         packing = None
@@ -265,6 +268,8 @@ class TitansModel(GenerationMixin, Module):
     def _documents(self, documents: Tensor | None, like: Tensor) -> Tensor | None:
         if documents is None:
             return None
+        if not isinstance(documents, Tensor):
+            raise ValueError(f"document_ids must be a tensor, got {type(documents).__name__}")
         if documents.shape != like.shape[:2] or documents.is_floating_point() or documents.dtype == torch.bool:
             raise ValueError(
                 f"document_ids must be integers of input_ids' shape {list(like.shape[:2])}, got {documents.dtype} "
@@ -283,6 +288,8 @@ class TitansModel(GenerationMixin, Module):
                 raise ValueError(
                     f"inputs_embeds must be a non-empty [B, T, {self.config.d_model}], got {list(embeds.shape)}"
                 )
+            if not embeds.is_floating_point():
+                raise ValueError(f"inputs_embeds must be floating point, got {embeds.dtype}")
             return embeds
         if not isinstance(ids, Tensor):
             raise ValueError(f"input_ids must be a tensor, got {type(ids).__name__}")
@@ -312,9 +319,10 @@ class TitansModel(GenerationMixin, Module):
         if keep < 0:
             raise ValueError(f"logits_to_keep must be at least 0, got {keep}")
         if state is not None:
-            self._check_state(state, x.shape[0])
+            self.check_state(state, x.shape[0])
 
-    def _check_state(self, state: ModelState, rows: int) -> None:
+    def check_state(self, state: ModelState, rows: int) -> None:
+        """Raise a ValueError unless ``state`` has so many rows and was made by this model."""
         if not isinstance(state, ModelState):
             raise ValueError(f"state must be a ModelState, got {type(state).__name__}")
         if state.origin.fingerprint != self.fingerprint:

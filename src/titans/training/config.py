@@ -1,7 +1,6 @@
 """The configuration of a training run: one YAML file, checked field by field, with ``--set`` overrides."""
 
 import copy
-import difflib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from titans.models import TitansConfig
 from titans.models.config import MOST, CheckedModel
+from titans.names import suggestion
 from titans.ops.memory import Engine
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -76,7 +76,7 @@ class TrainingSection(Section):
         init_from: folder of a finished model to train on from, with a fresh optimizer and schedule; its configuration
             must be the run's, but for the length of windows (``data.length``) and the learning rate. None starts anew.
         steps: optimizer steps of the whole run.
-        batch_size: windows per device and micro-batch.
+        batch_size: windows per micro-batch, of all processes together; a multiple of their number.
         gradient_accumulation: micro-batches per optimizer step.
         lr, min_lr_ratio, warmup_steps, weight_decay: see `titans.training.optimizer`; lr is the model's when left out.
         clip: largest gradient norm, 0 switches clipping off.
@@ -330,5 +330,4 @@ def _suggestion(path: list[str], root: type[BaseModel] | None) -> str:
     fields = root.model_fields if root is not None else {}
     for part in path[:-1]:
         fields = getattr(fields[part].annotation, "model_fields", {}) if part in fields else {}
-    close = difflib.get_close_matches(path[-1], fields, n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
+    return suggestion(path[-1], fields)
