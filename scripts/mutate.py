@@ -1,4 +1,4 @@
-"""Would the tests notice? Changes lines of ops/ and layers/ at random, one at a time, and runs the tests that cover them.
+"""Would the tests notice? Changes lines of ops/ and layers/ at random and, for each, runs the tests that cover it.
 
 In a copy of the checkout. Every mutation and what became of it is a line in the output, so that a run that was stopped
 goes on. A mutation that survives is either equivalent (say so beside it) or a test that is missing.
@@ -66,7 +66,7 @@ class Mutation:
 
 
 def candidates(file: str, text: str) -> Iterator[Mutation]:
-    """Every change that we know of in a file: operators, comparisons, signs, numbers; not in messages or annotations."""
+    """Every change that we know of in a file: operators, comparisons, signs, numbers; no messages, no annotations."""
     lines = text.splitlines()
     tree = ast.parse(text)
     left_out = {id(n) for node in ast.walk(tree) for part in _words(node) for n in ast.walk(part)}
