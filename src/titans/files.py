@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -36,8 +37,8 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
         write(new)
         open_to_umask(aside)
         if path.exists() and path.is_dir() != new.is_dir():
-            kind = IsADirectoryError if path.is_dir() else NotADirectoryError
-            raise kind(None, f"is a {'folder' if path.is_dir() else 'file'}, and not ours to replace", str(path))
+            kind = errno.EISDIR if path.is_dir() else errno.ENOTDIR
+            raise OSError(kind, f"is a {'folder' if path.is_dir() else 'file'}, and not ours to replace", str(path))
         if path.is_dir():
             _swap_folder(path, new, aside / "old")
         else:

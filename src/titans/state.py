@@ -75,7 +75,7 @@ class State:
 
     def fork(self: T, copies: int) -> T:
         """Every row ``copies`` ≥ 1 times, the copies of a row side by side: several ways to go on from one place."""
-        if not isinstance(copies, int) or copies < 1:
+        if not isinstance(copies, int) or isinstance(copies, bool) or copies < 1:
             raise ValueError(f"copies must be an integer of at least 1, got {copies!r}")
         return self.select([row for row in range(self.rows) for _ in range(copies)])
 
@@ -256,7 +256,10 @@ def _widen(x: Tensor, dim: int, width: int) -> Tensor:
 def _row_numbers(rows: Sequence[int] | Tensor, batch: int) -> list[int]:
     if not isinstance(rows, Tensor | Sequence) or isinstance(rows, str):
         raise ValueError(f"rows must be a list of row numbers, got {rows!r}")
-    index = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows)).flatten()
+    try:
+        index = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows)).flatten()
+    except (ValueError, TypeError, RuntimeError, OverflowError):
+        raise ValueError(f"rows must be a list of row numbers, got {rows!r}") from None
     if index.numel() and (index.is_floating_point() or index.dtype == torch.bool):
         raise ValueError(f"rows must be row numbers, got {index.dtype}")
     for row in index.tolist():

@@ -195,14 +195,14 @@ def _read_files(files: list[Path], source: Path, text_field: str) -> list[str]:
 
 
 def _read_text(file: Path, text_field: str) -> list[str]:
-    return [_text_of(file.read_bytes())]
+    return [_text_of(file.read_bytes(), file)]
 
 
 def _read_jsonl(file: Path, text_field: str) -> list[str]:
     documents = []
     with file.open("rb") as lines:  # bytes end a line at \n alone; in text mode other characters could
         for number, content in enumerate(lines, start=1):
-            line = _text_of(content) if number == 1 else content.decode("utf-8", errors="replace")
+            line = _text_of(content, file) if number == 1 else content.decode("utf-8", errors="replace")
             if not line.strip():
                 continue
             try:
@@ -234,8 +234,10 @@ def _read_parquet(file: Path, text_field: str) -> list[str]:
     return [value for value in values if value is not None]
 
 
-def _text_of(content: bytes) -> str:
+def _text_of(content: bytes, file: Path) -> str:
     """A file's text without its byte order mark."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(f"source: {file} is UTF-16, texts must be UTF-8")
     return content.removeprefix(codecs.BOM_UTF8).decode("utf-8", errors="replace")
 
 

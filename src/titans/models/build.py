@@ -29,6 +29,8 @@ def build_model(config: TitansConfig, engine: Engine | None = None) -> TitansMod
 
 def save_model(model: TitansModel, path: str | Path) -> None:
     """Write a folder that every reader opens, see `titans.models.folder`."""
+    if not str(path):
+        raise ValueError("path: is empty; name a folder, '.' for this one")
     tensors = {n: p.detach().cpu().contiguous() for n, p in model.state_dict().items()}
     if model.config.tie_embeddings:
         del tensors["head.weight"]

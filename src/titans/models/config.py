@@ -14,6 +14,7 @@ from titans.layers.gates import default_heads, default_theta_max
 from titans.miras import MirasConfig
 from titans.miras.config import resolve_miras
 from titans.models.registry import MIXERS
+from titans.models.yaml_text import parse_yaml
 from titans.names import unknown
 
 MODEL_TYPE = "titans"  # what a model folder's config.json calls itself
@@ -281,12 +282,10 @@ class TitansConfig(CheckedModel):
             ValueError: it is not JSON, no mapping (both named with the file), or no such configuration.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_each_key_once)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
-        return cls.from_dict(values)
+        return cls.from_dict(_mapping(values, path))
 
     def to_yaml(self, path: str | Path) -> None:
         """Write the configuration as YAML."""
@@ -294,4 +293,27 @@ class TitansConfig(CheckedModel):
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> TitansConfig:
-        return cls.from_dict(yaml.safe_load(Path(path).read_text()))
+        """Read what `to_yaml` wrote, or a hand.
+
+        Raises:
+            ValueError: it is not YAML, no mapping (both named with the file), or no such configuration.
+        """
+        try:
+            values = parse_yaml(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        return cls.from_dict(_mapping(values, path))
+
+
+def _mapping(values: Any, path: str | Path) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
+    return values
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    told = dict(pairs)
+    if len(told) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"{twice[:100]!r} is given twice")
+    return told

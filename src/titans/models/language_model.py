@@ -175,6 +175,8 @@ class TitansModel(GenerationMixin, Module):
         hidden, told = stream[-1], stream if output_hidden_states else None
         if labels is None:
             return ModelOutput(self.head(hidden[:, -logits_to_keep:]), after, None, told)
+        if isinstance(num_items_in_batch, int | float) and not num_items_in_batch > 0:
+            raise ValueError(f"num_items_in_batch must be positive, got {num_items_in_batch}")
         logits = self.head(hidden)
         loss = _loss(logits, _targets(labels.long(), mask, document_ids), num_items_in_batch)
         return ModelOutput(logits[:, -logits_to_keep:], after, loss, told)
@@ -316,8 +318,8 @@ class TitansModel(GenerationMixin, Module):
             wrong = labels[(labels != -100) & ((labels < 0) | (labels >= self.config.vocab_size))]
             if wrong.numel():
                 raise ValueError(f"labels must lie in 0..{self.config.vocab_size - 1} or be -100, got {int(wrong[0])}")
-        if keep < 0:
-            raise ValueError(f"logits_to_keep must be at least 0, got {keep}")
+        if not isinstance(keep, int) or keep < 0:
+            raise ValueError(f"logits_to_keep must be an integer of at least 0, got {keep!r}")
         if state is not None:
             self.check_state(state, x.shape[0])
 
@@ -327,6 +329,8 @@ class TitansModel(GenerationMixin, Module):
             raise ValueError(f"state must be a ModelState, got {type(state).__name__}")
         if state.origin.fingerprint != self.fingerprint:
             raise ValueError("state was made by a model of another configuration")
+        if len(state.layers) != len(self.blocks):
+            raise ValueError(f"state has {len(state.layers)} layers, the model {len(self.blocks)}")
         if state.rows != rows:
             raise ValueError(f"state has {state.rows} rows, input_ids has {rows}")
         if not state.origin.made_by(self) and state.origin.weights != hash_weights(self):

@@ -2,7 +2,6 @@
 
 import copy
 import os
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -12,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from titans.models import TitansConfig
 from titans.models.config import MOST, CheckedModel
+from titans.models.yaml_text import parse_yaml
 from titans.names import suggestion
 from titans.ops.memory import Engine
 
@@ -269,31 +269,11 @@ def _validated(model: type[Model], raw: dict[str, Any], overrides: Sequence[str]
         raise ConfigError(f"{origin}: {type(error).__name__}: {error}") from error
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads ``1e-3`` as a number, as YAML 1.2 and every user do, and refuses a key given twice."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        known = set()
-        for key, _ in node.value:
-            if key.value in known and isinstance(key, yaml.ScalarNode):
-                line = key.start_mark.line + 1
-                raise yaml.YAMLError(f"{_short(key.value)} is given twice, again in line {line}")
-            known.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
 def _parse_yaml(text: str, origin: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)
-    except RecursionError:
-        raise ConfigError(f"{origin}: nested too deeply") from None
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:  # the others: a date of month 13, say
-        raise ConfigError(f"{origin}: not YAML: {_short(' '.join(str(error).split()), str)}") from error
+        return parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"{origin}: {_short(str(error), str)}") from error
 
 
 def set_field(raw: dict[str, Any], override: str) -> None:
