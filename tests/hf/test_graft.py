@@ -23,7 +23,6 @@ from transformers import (
 import titans
 from helpers import assert_close
 from titans.hf import graft, grafts, load_graft, memories, save_graft
-from titans.hf.graft import GraftedForCausalLM
 from titans.miras import MirasConfig
 
 SIZES = {
@@ -140,7 +139,7 @@ model.save_pretrained({str(tmp_path / "again")!r})
     environment = {**os.environ, "PYTHONPATH": source, "HF_MODULES_CACHE": str(tmp_path / "modules")}
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
-    assert_close(GraftedForCausalLM.from_pretrained(tmp_path / "again").eval()(ids).logits, model(ids).logits)
+    assert_close(AutoModelForCausalLM.from_pretrained(tmp_path / "again").eval()(ids).logits, model(ids).logits)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()  # without our code it is the original
     assert_close(plain(ids).logits, pretrained(family)(ids).logits)
 
@@ -151,7 +150,7 @@ def test_a_folder_that_lacks_a_memorys_tensor_is_refused(ids, tmp_path):
     del tensors["model.layers.2.titans_memory.gate"]
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"missing keys model\.layers\.2\.titans_memory\.gate"):
-        GraftedForCausalLM.from_pretrained(tmp_path)
+        AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
 @families

@@ -140,7 +140,7 @@ def test_a_folder_of_another_model_is_refused(tmp_path):
     build_model(TitansConfig(vocab_size=9, d_model=8, n_layers=1, chunk_size=4)).save_pretrained(tmp_path)
     told = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**told, "model_type": "llama"}))
-    with pytest.raises(ValueError, match="model_type must be 'titans', got 'llama'"):
+    with pytest.raises(ValueError, match="model_type must be 'titans' or 'titans_graft', got 'llama'"):
         load_model(tmp_path)
 
 

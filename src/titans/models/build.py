@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from titans.models.config import TitansConfig
-from titans.models.folder import read_folder, write_folder
+from titans.models.folder import foreign_reader, read_folder, write_folder
 from titans.models.language_model import TitansModel
 from titans.models.variants import CLASSES
 from titans.ops.memory import Engine
@@ -32,10 +32,15 @@ def save_model(model: TitansModel, path: str | Path) -> None:
 def load_model(path: str | Path) -> TitansModel:
     """Read a model's folder, whoever wrote it: ``save_pretrained``, training (checkpoints too), or transformers.
 
+    The folder of a grafted decoder (`titans.hf.graft`) gives a `titans.evaluation.grafted.GraftedModel`, called alike.
+
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: the weights do not fit the configuration, or were made for other semantics.
     """
+    read = foreign_reader(path)
+    if read is not None:
+        return read(Path(path))
     config, tensors = read_folder(path)
     model = build_model(config)
     if config.tie_embeddings and "embedding.weight" in tensors:
