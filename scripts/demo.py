@@ -63,7 +63,7 @@ def main() -> int:
 def measure(model: TitansModel, length: int, folder: Path) -> dict[str, float]:
     """Bits per byte with the memory on and reset at every segment, by position: numbers and a picture."""
     documents = TokenDocuments.from_texts(load_documents("stdlib", "validation"), ByteTokenizer())
-    windows = evaluation_windows(documents, length, ROWS)
+    windows = evaluation_windows(documents, length, ROWS, whole=True)
     ids = torch.stack([windows[i]["input_ids"] for i in range(len(windows))])
     curves = {
         mode: nats_by_position(model, ids.split(BATCH), segment=model.config.segment, memory=mode) / math.log(2)

@@ -77,14 +77,15 @@ def validation_streams(data: DataSection, length: int, windows: int, tokenizer: 
     Args:
         data: the corpus.
         length: tokens of a stream.
-        windows: streams, evenly spread over the split; fewer if it holds fewer.
+        windows: streams, each inside a document, evenly spread over the split; fewer if it holds fewer.
         tokenizer: the model's.
 
     Raises:
-        ValueError, OSError, ImportError: as `titans.data.load_documents`, or the split is shorter than one stream.
+        ValueError, OSError, ImportError: as `titans.data.load_documents`, or no document of the split is as long as a
+            stream.
     """
     documents = TokenDocuments.from_texts(validation_texts(data), tokenizer)
-    streams = evaluation_windows(documents, length, windows)
+    streams = evaluation_windows(documents, length, windows, whole=True)
     return torch.stack([streams[i]["input_ids"] for i in range(len(streams))]), documents.bytes_per_token
 
 

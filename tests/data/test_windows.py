@@ -168,6 +168,15 @@ def test_evaluation_windows_are_spread_when_fewer_are_asked():
     assert len(evaluation_windows(documents, 100, n=10**6)) == 10
 
 
+def test_whole_windows_lie_inside_one_document():
+    windows = evaluation_windows(documents_of(TEXTS), 50, whole=True)
+    texts = [text_of(windows[i]) for i in range(len(windows))]
+    assert texts == [b"\0" + b"a" * 49, b"a" * 50, b"\0" + b"e" * 49, *[b"e" * 50] * 5]
+    assert all(len(set(windows[i]["document_ids"].tolist())) == 1 for i in range(len(windows)))
+    with pytest.raises(ValueError, match="length: 400 is more than the longest document has"):
+        evaluation_windows(documents_of(TEXTS), 400, whole=True)
+
+
 def test_bytes_are_those_of_the_scored_tokens():
     class Words(ByteTokenizer):
         vocab_size = 100_000

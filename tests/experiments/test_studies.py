@@ -17,10 +17,21 @@ from helpers import assert_close
 from titans import TitansConfig, build_model
 from titans.cli import main
 from titans.evaluation import nats_by_position
+from titans.models.cost import measure_cost
 from titans.training import ConfigError
 
 FOLDER = Path(__file__).parents[2] / "experiments"
-FILES = {"cache", "collisions", "lasting", "memory_architecture", "outliers", "recall", "shift", "stability"}
+FILES = {
+    "cache",
+    "collisions",
+    "evidence",
+    "lasting",
+    "memory_architecture",
+    "outliers",
+    "recall",
+    "shift",
+    "stability",
+}
 LIBRARIES = {"vector_recall", "lasting_report"}
 NAMED = {"comparisons", "eval_perplexity"}  # what the command knows by name
 REAL_SCALES = dict(SCALES)
@@ -67,6 +78,39 @@ def test_a_row_of_lasting_runs_goes_on_and_joins_the_others(corpus, tmp_path, ca
     assert "finished before, kept" in capsys.readouterr().err
     assert main([*words, "--row", "swa", "--set", "model.variant=MAG"]) == 2
     assert "was made with settings.run.model.variant = 'swa', now it is 'MAG'" in capsys.readouterr().err
+
+
+def test_the_field_of_evidence_is_fair(monkeypatch):
+    """Equal parameters, the same attention, and a window whose keys and values are as many numbers as a memory."""
+    monkeypatch.setitem(SCALES, "tiny", REAL_SCALES["tiny"])
+    monkeypatch.setattr("experiments.framework.scales.validation_streams", lambda *a: None)
+    found = study("evidence").arms("tiny", set=("measure.streams=0", "training.steps=7"))
+    sizes = [parameters(row.run.model) for row in found.values()]
+    assert {"window", "transformer", "mag", "mac", "mag-matrix"} <= set(found) and max(sizes) <= 1.03 * min(sizes)
+    for row in found.values():
+        model = row.run.model
+        assert model.attention_conv == 4 and model.attention_induction and row.run.training.steps == 7
+    state = measure_cost(found["mag"].run.model).state_bytes
+    wide = found["window-wide"].run.model
+    assert wide.window * 2 * wide.d_model * wide.n_layers * 4 == pytest.approx(state, rel=0.01)
+
+
+def test_a_row_of_evidence_is_read_in_every_way(corpus, tmp_path):
+    words = ["experiment", str(FOLDER / "evidence.py"), "--data", str(corpus), "--output", str(tmp_path / "out")]
+    words += ["--set", "measure.times=2", "--set", "measure.streams=1", "--set", "measure.windows=2"]
+    assert main([*words, "--row", "mag"]) == 0
+    assert main([*words, "--row", "transformer"]) == 0
+    record = json.loads((tmp_path / "out" / "units" / "mag-seed0.json").read_text())
+    raw, figures = record["raw"], record["figures"]
+    assert len(raw["by_position_on"]) == 31
+    assert figures["on"] == pytest.approx(sum(raw["by_position_on"][15:]) / 16, abs=1e-4)
+    assert figures["reset"] != 0 and figures["off"] != 0
+    # Two lengths of 32: what slides has read 16 of its own, what goes on has read them all.
+    assert set(raw["long"]) == {"sliding", "continuous"} and figures["long_sliding"] != figures["long_continuous"]
+    other = json.loads((tmp_path / "out" / "units" / "transformer-seed0.json").read_text())
+    assert set(other["raw"]["long"]) == {"sliding"} and "reset" not in other["figures"]
+    with pytest.raises(ConfigError, match="measure.times: must be even, got 3"):
+        study("evidence").arms("tiny", data=corpus, set=("measure.times=3",))
 
 
 def test_lasting_refuses_what_it_cannot_measure(corpus):

@@ -496,12 +496,26 @@ def test_a_new_model_attends_to_each_token_as_much_as_to_all_others(variant, wid
     """An attention that averages makes all tokens the same, one that only sees itself would learn nothing."""
     torch.manual_seed(0)
     config = TitansConfig(
-        variant=variant, vocab_size=VOCAB, d_model=width, n_heads=1, n_layers=1, chunk_size=32, window=32
+        variant=variant, vocab_size=VOCAB, d_model=width, n_heads=1, n_layers=1, chunk_size=32, window=32,
+        attention_conv=0,
     )  # fmt: skip
     model = build_model(config)
     attention, x = model.blocks[0].mixer.attention, torch.randn(20, 32, width)
-    scores = attention.queries(x)[:, -1, 0].unsqueeze(1) @ attention.keys_values(x)[0][:, :, 0].mT / width**0.5
+    queries, keys, _, _ = attention.project(x, None, Rows.whole((0,) * len(x), 32))
+    scores = queries[:, -1, 0].unsqueeze(1) @ keys[:, :, 0].mT / width**0.5
     assert 0.3 < scores.softmax(-1)[..., -1].mean() < 0.7
+
+
+@pytest.mark.parametrize("variant", ["transformer", "swa", "MAC", "MAG", "MAL"])
+def test_new_attention_finds_what_followed_the_like_of_the_last_tokens(variant):
+    """Keys start as the queries of the token before: it finds what followed the like of the last three."""
+    torch.manual_seed(0)
+    config = TitansConfig(variant=variant, vocab_size=VOCAB, d_model=64, n_heads=1, n_layers=1, chunk_size=32)
+    attention, x = build_model(config).blocks[0].mixer.attention, torch.randn(20, 32, 64)
+    x[:, 8:11] = x[:, -3:]
+    queries, keys, _, _ = attention.project(x, None, Rows.whole((0,) * len(x), 32))
+    scores = (queries[:, -1, 0].unsqueeze(1) @ keys[:, :, 0].mT).squeeze(1)
+    assert (scores.argmax(-1) == 11).float().mean() > 0.8
 
 
 def test_a_diverging_memory_stops_and_names_its_layer():

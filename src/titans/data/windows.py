@@ -159,7 +159,9 @@ class EvaluationWindows(Dataset[dict[str, Tensor]]):
         return {**_example(self.documents, spans), "bytes": torch.tensor(n_bytes)}
 
 
-def evaluation_windows(documents: TokenDocuments, length: int, n: int | None = None) -> EvaluationWindows:
+def evaluation_windows(
+    documents: TokenDocuments, length: int, n: int | None = None, *, whole: bool = False
+) -> EvaluationWindows:
     """Windows for evaluation that score every token once; the same at every call.
 
     A document longer than a window is cut into consecutive pieces from its start on, each read afresh; the last token
@@ -172,20 +174,23 @@ def evaluation_windows(documents: TokenDocuments, length: int, n: int | None = N
         documents: what to cut from.
         length: tokens a window, at least 2.
         n: keep this many, evenly spread over the whole corpus; default all, also when there are fewer.
+        whole: only windows that lie inside one document, such as can be read as one stream; not every token is scored.
 
     Returns:
         A data set of ``{"input_ids", "labels", "document_ids", "bytes"}``, as at the head of this file; ``bytes``, an
         int64 scalar, is the bytes of text that the window's targets stand for, the end of a document counted as one.
 
     Raises:
-        ValueError: ``length`` or ``n`` is out of range, or the documents together are shorter than one window.
+        ValueError: ``length`` or ``n`` is out of range, or the documents together (if ``whole``, each of them) are
+            shorter than one window.
     """
     _check_length(length)
     if n is not None and n < 1:
         raise ValueError(f"n: {n} must be at least 1")
-    windows = list(_pack(documents.offsets.tolist(), length))
+    windows = [w for w in _pack(documents.offsets.tolist(), length) if len(w) == 1 or not whole]
     if not windows:
-        raise ValueError(f"length: {length} is more than the {len(documents.tokens)} tokens of all documents together")
+        held = "the longest document has" if whole else f"the {len(documents.tokens)} tokens of all documents together"
+        raise ValueError(f"length: {length} is more than {held}")
     if n is not None and n < len(windows):
         windows = [windows[i * len(windows) // n] for i in range(n)]
     return EvaluationWindows(documents, length, windows)

@@ -1,6 +1,7 @@
-"""Multi-head attention with rotary positions, persistent tokens and a cache of bounded size.
+"""Multi-head attention with a short convolution, rotary positions, persistent tokens and a cache of bounded size.
 
-Legend: B batch, T tokens, H heads, D head width, P persistent tokens, w cached tokens (at most window - 1).
+Legend: B batch, T tokens, H heads, D head width, P persistent tokens, w cached tokens (at most window - 1), K kernel of
+the convolution.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from titans.layers.convolution import ShortConvolution, start_keys_one_token_behind
 from titans.layers.module import Linear, Module
 from titans.ops.attention import apply_rotary, causal_attention, rotary_angles, sliding_window_attention
 from titans.ops.rows import Rows, columns
@@ -39,8 +41,27 @@ class AttentionCache(State):
         return AttentionCache(columns(self.keys, start, width), columns(self.values, start, width))
 
 
+@dataclass(frozen=True)
+class AttentionState(State):
+    """The cache, and the last inputs of the convolution [B, K-1, 3·d_model] (None without one)."""
+
+    cache: AttentionCache
+    tail: Tensor | None
+
+
+@dataclass(frozen=True)
+class AttentionStart:
+    """How attention begins: ``induction`` and ``itself`` as `Attention` has them."""
+
+    induction: bool = True
+    itself: int | None = None
+
+
 class Attention(Module):
     """Projections of causal or sliding-window attention.
+
+    Queries, keys and values may pass through a short causal convolution before they are rotated, as the memory's do
+    (Titans §4.4): persistent keys pass it by.
 
     Args:
         d_model: width of x.
@@ -48,10 +69,13 @@ class Attention(Module):
         window: reach of a query, itself included; None: everything before it.
         rope_base: base of the rotary angles.
         gain: of the output projection at the start.
+        conv_kernel: kernel of the convolution; 0 for none.
+        induction: the key of a token starts as the query of the one before it, see `start_keys_one_token_behind`.
         itself: None, or a number of tokens: keys then start like queries, so that a token attends to itself about as
             much as to that many others: its score for itself is about ln(itself), or √D where that is less. Untrained
             attention averages, and tokens then hardly differ after it: where a memory writes what attention found, all
-            of it adds up in the same place; where attention reads what a memory found, little of it is left.
+            of it adds up in the same place; where attention reads what a memory found, little of it is left. Not used
+            where ``induction`` is.
     """
 
     def __init__(
@@ -61,30 +85,43 @@ class Attention(Module):
         window: int | None = None,
         rope_base: float = 10_000.0,
         gain: float = 1.0,
-        itself: int | None = None,
+        conv_kernel: int = 0,
+        start: AttentionStart = AttentionStart(),
     ):
         super().__init__()
-        self.n_heads, self.window, self.rope_base, self.itself = n_heads, window, rope_base, itself
+        self.n_heads, self.window, self.rope_base, self.start = n_heads, window, rope_base, start
         self.head_dim = d_model // n_heads
         self.q = Linear(d_model, d_model)
         self.kv = Linear(d_model, 2 * d_model)
+        self.conv = ShortConvolution(3 * d_model, conv_kernel) if conv_kernel else None
         self.out = Linear(d_model, d_model, gain=gain)
         self.initialise()
 
     @torch.no_grad()
     def initialise(self) -> None:
-        if self.itself is not None:
-            keys, _ = self.kv.weight.chunk(2)
-            keys.copy_(self.q.weight * min(1, math.log(max(2, self.itself)) / self.head_dim**0.5))
+        keys, _ = self.kv.weight.chunk(2)
+        if self.start.induction and start_keys_one_token_behind(self.q.weight, keys, self.conv):
+            return
+        if (itself := self.start.itself) is not None:
+            keys.copy_(self.q.weight * min(1, math.log(max(2, itself)) / self.head_dim**0.5))
 
-    def queries(self, x: Tensor) -> Tensor:
-        """[B, T, d_model] -> [B, T, H, D], not rotated."""
-        return self.q(x).unflatten(-1, (self.n_heads, self.head_dim))
+    def project(self, x: Tensor, tail: Tensor | None, rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """[B, T, d_model] -> queries, keys (neither rotated) and values, each [B, T, H, D], and the convolution's new
+        tail; ``tail`` is that of an earlier call."""
+        if self.conv is None:
+            return self._heads(self.q(x)), *self.keys_values(x), None
+        projected, tail = self.conv(torch.cat((self.q(x), self.kv(x)), -1), tail, rows)
+        queries, keys, values = map(self._heads, projected.chunk(3, -1))
+        return queries, keys, values, tail
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, T, d_model] -> keys (not rotated) and values, each [B, T, H, D]."""
+        """[B, n, d_model] that are no tokens of the stream -> keys (not rotated) and values, each [B, n, H, D]; the
+        convolution is passed by."""
         keys, values = self.kv(x).chunk(2, -1)
-        return tuple(y.unflatten(-1, (self.n_heads, self.head_dim)) for y in (keys, values))  # type: ignore[return-value]
+        return self._heads(keys), self._heads(values)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.n_heads, self.head_dim))
 
     def angles(self, rows: Rows, x: Tensor, modulo: int | None = None) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the columns' positions, in float32 at least."""
@@ -92,24 +129,23 @@ class Attention(Module):
         return rotary_angles(rows.positions(x.device, modulo), self.head_dim, self.rope_base, dtype)
 
     def forward(
-        self, x: Tensor, cache: AttentionCache | None, rows: Rows, persistent: Tensor | None = None
-    ) -> tuple[Tensor, AttentionCache]:
-        """Attend from x to persistent tokens, the cache and x itself.
+        self, x: Tensor, state: AttentionState | None, rows: Rows, persistent: Tensor | None = None
+    ) -> tuple[Tensor, AttentionState]:
+        """Attend from x to persistent tokens, the state's cache and x itself.
 
         Args:
             x: [B, T, d_model] of a right-padded batch.
-            cache: what an earlier call returned; None: all streams begin here.
+            state: what an earlier call returned; None: all streams begin here.
             rows: where the rows stand.
             persistent: [B or 1, P, d_model], visible to every query; as keys they are not rotated.
 
         Returns:
-            [B, T, d_model], and the cache for the next call.
+            [B, T, d_model], and the state for the next call.
         """
-        plain = self.queries(x)
-        keys, values = self.keys_values(x)
+        plain, keys, values, tail = self.project(x, None if state is None else state.tail, rows)
         angles = self.angles(rows, plain)
         q, new = apply_rotary(plain, *angles), AttentionCache(apply_rotary(keys, *angles), values)
-        reach = new if cache is None else cache.then(new)
+        reach = new if state is None else state.cache.then(new)
         cached = reach.keys.shape[1] - x.shape[1]
         always = None if persistent is None else (plain, *self.keys_values(persistent))
         start = first_columns(rows, cached, x.device)
@@ -118,7 +154,8 @@ class Attention(Module):
         else:
             y = sliding_window_attention(q, reach.keys, reach.values, self.window, start=start, persistent=always)
         width = min(max(rows.after), reach.keys.shape[1], (self.window or math.inf) - 1)
-        return self.out(y.flatten(2)), reach.last([cached + n for n in rows.counts], int(width))
+        cache = reach.last([cached + n for n in rows.counts], int(width))
+        return self.out(y.flatten(2)), AttentionState(cache, tail)
 
 
 def first_columns(rows: Rows, cached: int, device: torch.device) -> Tensor | None:

@@ -11,6 +11,8 @@ from titans.autograd import hand_written
 from titans.layers.module import Module
 from titans.ops.rows import Rows, columns, flags
 
+OWN = 0.2  # share of a token itself in its key at the start
+
 
 class _Depthwise(torch.autograd.Function):
     """y[:, t] = Σ_j w_j ⊙ padded[:, t + j] as shifted multiply-adds; autograd would zero-fill a tensor per shift."""
@@ -84,3 +86,29 @@ class ShortConvolution(Module):
         if tail is None:
             return like.new_zeros(len(seen), self.kernel - 1, self.weight.shape[1])
         return tail.masked_fill(flags([s == 0 for s in seen], tail), 0) if 0 in seen else tail
+
+
+@torch.no_grad()
+def start_keys_one_token_behind(queries: Tensor, keys: Tensor, conv: ShortConvolution | None) -> bool:
+    """Let the key of a token start as the query of the token before it: an induction head to begin with.
+
+    Queries and keys are projected alike, and the convolution of keys looks one token further back. What follows is thus
+    filed under what came before it, and a query finds what once followed the like of the last tokens: the pattern that
+    copying needs, and that training finds late (docs/results/lasting.md).
+
+    Args:
+        queries, keys: weights of the two projections, of the same shape.
+        conv: of queries, keys and values side by side. Without a convolution of at least two tokens there is nothing to
+            look back with, and nothing happens.
+
+    Returns:
+        whether it was done.
+    """
+    if conv is None or conv.kernel < 2:
+        return False
+    keys.copy_(queries)
+    of_queries, of_keys, _ = conv.weight.chunk(3, -1)
+    of_queries[0] = 0
+    of_keys[:-1] = of_queries[1:]
+    of_keys[-1] = OWN * of_queries[-1]  # not 0: a stream's first token has nothing else to be filed under
+    return True

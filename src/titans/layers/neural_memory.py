@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from titans.layers.convolution import ShortConvolution
+from titans.layers.convolution import ShortConvolution, start_keys_one_token_behind
 from titans.layers.gates import MemoryGates, check_count, default_heads, default_theta_max
 from titans.layers.module import Linear, Module
 from titans.miras import MirasConfig
@@ -39,8 +39,6 @@ from titans.ops.memory.scan import check_range
 from titans.ops.memory.state import OpenChunk, check_made_alike, rule_name
 from titans.ops.rows import Packing, Rows
 from titans.state import State, counts
-
-OWN = 0.2  # share of a token itself in its key at the start
 
 
 @dataclass(frozen=True)
@@ -156,25 +154,8 @@ class NeuralMemory(Module):
         if self.norm_gain is not None and self.norm_bias is not None:
             nn.init.ones_(self.norm_gain)
             nn.init.zeros_(self.norm_bias)
-        self.file_under_what_came_before()
-
-    @torch.no_grad()
-    def file_under_what_came_before(self) -> None:
-        """Let the key of a token start as the query of the token before it: an induction head to begin with.
-
-        Queries and keys are projected alike, and the convolution of keys looks one token further back. A new memory
-        thus files every token under what came before it, and a query recalls what once followed the like of the last
-        tokens: the pattern that copying needs, and that training finds late (docs/results/lasting.md). Without a
-        convolution of at least two tokens there is nothing to look back with, and nothing happens.
-        """
-        if self.conv is None or self.conv.kernel < 2:
-            return
         queries, keys, _ = self.qkv.weight.chunk(3)
-        keys.copy_(queries)
-        queries, keys, _ = self.conv.weight.chunk(3, -1)
-        queries[0] = 0
-        keys[:-1] = queries[1:]
-        keys[-1] = OWN * queries[-1]  # not 0: a stream's first token has nothing else to be filed under
+        start_keys_one_token_behind(queries, keys, self.conv)
 
     @overload
     def forward(

@@ -88,6 +88,8 @@ class TitansConfig(CheckedModel):
         miras: the four MIRAS choices; default ``MirasConfig.steady()``.
         theta_max: cap of the step size as :class:`~titans.memory.NeuralMemory` has it; default 1 / head width or less.
         conv_kernel: kernel of the memory's convolutions; 0 for none.
+        attention_conv: kernel of the convolution on attention's queries, keys and values; 0 for none.
+        attention_induction: keys of attention start as the queries of the token before; needs the convolution.
         qkv_activation: "none" or "silu" in the memory's projections.
         rope_base: base of the rotary angles.
         tie_embeddings: share the input embedding with the output projection.
@@ -118,6 +120,8 @@ class TitansConfig(CheckedModel):
     miras: MirasConfig | None = None
     theta_max: float | None = Field(default=None, gt=0, le=1e6, allow_inf_nan=False)
     conv_kernel: int = Field(default=4, ge=0, le=1024)
+    attention_conv: int = Field(default=4, ge=0, le=1024)
+    attention_induction: bool = True
     qkv_activation: Literal["none", "silu"] = "none"
     rope_base: float = Field(default=10_000.0, ge=1, le=1e12, allow_inf_nan=False)
     tie_embeddings: bool = True
@@ -134,7 +138,8 @@ class TitansConfig(CheckedModel):
         if values["model_type"] != MODEL_TYPE:
             raise ValueError(f"model_type must be {MODEL_TYPE!r}, got {values['model_type']!r}")
         values = values.get("titans") or values  # older folders of transformers' kept our fields under this name
-        return {name: values[name] for name in cls.model_fields if name in values}
+        older = {} if "attention_conv" in values else {"attention_conv": 0}  # files of before there was one
+        return {name: values[name] for name in cls.model_fields if name in values} | older
 
     @field_validator("variant")
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from titans.layers.attention import AttentionCache
+from titans.layers.attention import AttentionState
 from titans.models.config import TitansConfig
 from titans.models.mixers.parts import make_attention
 from titans.models.registry import Mixer
@@ -22,6 +22,6 @@ class AttentionMixer(Mixer):
         self.attention = make_attention(config, config.window if config.variant == "swa" else None)
 
     def forward(
-        self, x: Tensor, state: AttentionCache | None, rows: Rows, store: Tensor | None
-    ) -> tuple[Tensor, AttentionCache]:
+        self, x: Tensor, state: AttentionState | None, rows: Rows, store: Tensor | None
+    ) -> tuple[Tensor, AttentionState]:
         return self.attention(x, state, rows)

@@ -31,6 +31,7 @@ from titans.state import State, counts
 # through attention until the gradient of a first step is ten times as large (docs/results/core.md).
 INITIAL_CONTEXT = 0.1
 Maps = tuple[Tensor, ...]
+Tails = tuple[Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,14 @@ class MACState(State):
     Attributes:
         memory: the memory as it stands.
         previous: its weights A as they stood at the end of the previous segment, per map.
-        tail: convolution tail of the context queries, None without convolution.
+        context_tail, attention_tail: convolution tails of the context queries and of attention, None without one.
         tokens, reads: keys and values of the open segment's tokens and of the memory's reads for them.
     """
 
     memory: NeuralMemoryState
     previous: Maps
-    tail: Tensor | None
+    context_tail: Tensor | None
+    attention_tail: Tensor | None
     tokens: AttentionCache
     reads: AttentionCache
 
@@ -108,24 +110,25 @@ class MACMixer(Mixer):
         nn.init.ones_(self.read_through)
 
     def forward(self, x: Tensor, state: MACState | None, rows: Rows, store: Tensor | None) -> tuple[Tensor, MACState]:
-        tokens, tail = self._project(x, None if state is None else state.tail, rows)
+        tokens, tails = self._project(
+            x, (None, None) if state is None else (state.context_tail, state.attention_tail), rows
+        )
         walk = _Walk(self, tokens, state, rows)
         grid = Grid.of(rows, self.segment)
         stores = [None] * len(grid.blocks) if store is None else grid.lay(store).split(grid.widths, 1)
         for block, part, stored in zip(grid.blocks, tokens.cut(grid), stores, strict=True):
             walk.take(block, part, stored)
         y, read = (grid.gather(torch.cat(pieces, 1)) if pieces else torch.zeros_like(x) for pieces in walk.pieces)
-        return (self.read_through + y) * F.silu(self.memory_norm(read)), walk.state(tail, rows)
+        return (self.read_through + y) * F.silu(self.memory_norm(read)), walk.state(tails, rows)
 
-    def _project(self, x: Tensor, tail: Tensor | None, rows: Rows) -> tuple[Projected, Tensor | None]:
-        context = self.context_query(x)
+    def _project(self, x: Tensor, tails: Tails, rows: Rows) -> tuple[Projected, Tails]:
+        context, tail = self.context_query(x), None
         if self.context_conv is not None:
-            context, tail = self.context_conv(context, tail, rows)
-        plain = self.attention.queries(x)
-        keys, values = self.attention.keys_values(x)
+            context, tail = self.context_conv(context, tails[0], rows)
+        plain, keys, values, attention_tail = self.attention.project(x, tails[1], rows)
         cos, sin = self.attention.angles(rows, plain, self.segment)
         rotated = apply_rotary(plain, cos, sin), apply_rotary(keys, cos, sin)
-        return Projected(context, plain, *rotated, values, cos, sin), tail
+        return Projected(context, plain, *rotated, values, cos, sin), (tail, attention_tail)
 
     def attend(
         self, part: Projected, previous: Maps, caches: tuple[AttentionCache, AttentionCache] | None, rows: Rows
@@ -240,13 +243,13 @@ class _Walk:
         tensors = (caches[0].keys, caches[0].values, caches[1].keys, caches[1].values)
         self.open.append(Remainder(block.ending, tuple(cached + n for n in block.counts), tensors))
 
-    def state(self, tail: Tensor | None, rows: Rows) -> MACState:
+    def state(self, tails: Tails, rows: Rows) -> MACState:
         """Where the rows stand after their last tokens."""
         memory = self.memory or self.mixer.memory.begin(self.tokens.context)
         width = max(n % self.mixer.segment for n in rows.after)
         like = tuple(x for cache in self.caches for x in (cache.keys, cache.values))
         found = remainders(self.open, width, like) if self.open or self.pieces[0] else like
-        return MACState(memory, self.previous, tail, AttentionCache(*found[:2]), AttentionCache(*found[2:]))
+        return MACState(memory, self.previous, *tails, AttentionCache(*found[:2]), AttentionCache(*found[2:]))
 
     def _compilable(self, block: Block) -> bool:
         """Is this a whole segment in every row, does it consist of whole chunks, and is that wanted?"""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from titans.layers.attention import AttentionCache
+from titans.layers.attention import AttentionState
 from titans.layers.neural_memory import NeuralMemoryState
 from titans.models.config import TitansConfig
 from titans.models.mixers.parts import PrefixedMemory, make_attention
@@ -18,10 +18,10 @@ from titans.state import State
 
 @dataclass(frozen=True)
 class MAGState(State):
-    """Memory and attention cache of one layer."""
+    """Memory and attention of one layer."""
 
     memory: NeuralMemoryState
-    cache: AttentionCache
+    attention: AttentionState
 
 
 class MAGMixer(Mixer):
@@ -43,5 +43,5 @@ class MAGMixer(Mixer):
     def forward(self, x: Tensor, state: MAGState | None, rows: Rows, store: Tensor | None) -> tuple[Tensor, MAGState]:
         read, memory, _ = self.branch(x, None if state is None else state.memory, rows, store)
         always = self.branch.persistent.P.unsqueeze(0) if self.branch.persistent else None
-        y, cache = self.attention(x, None if state is None else state.cache, rows, always)
-        return self.attention_norm(y) * F.silu(self.memory_norm(read)), MAGState(memory, cache)
+        y, attention = self.attention(x, None if state is None else state.attention, rows, always)
+        return self.attention_norm(y) * F.silu(self.memory_norm(read)), MAGState(memory, attention)

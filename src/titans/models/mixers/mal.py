@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from titans.layers.attention import AttentionCache
+from titans.layers.attention import AttentionState
 from titans.layers.neural_memory import NeuralMemoryState
 from titans.models.config import TitansConfig
 from titans.models.mixers.parts import PrefixedMemory, make_attention
@@ -18,10 +18,10 @@ from titans.state import State
 
 @dataclass(frozen=True)
 class MALState(State):
-    """Memory, attention cache and the memory's outputs at the persistent tokens [B, P, d_model]."""
+    """Memory, attention and the memory's outputs at the persistent tokens [B, P, d_model]."""
 
     memory: NeuralMemoryState
-    cache: AttentionCache
+    attention: AttentionState
     persistent: Tensor | None
 
 
@@ -39,9 +39,9 @@ class MALMixer(Mixer):
     def forward(self, x: Tensor, state: MALState | None, rows: Rows, store: Tensor | None) -> tuple[Tensor, MALState]:
         y, memory, first = self.branch(x, None if state is None else state.memory, rows, store)
         persistent = self._persistent(first, state, rows, y)
-        cache = None if state is None else state.cache
-        out, cache = self.attention(self.norm(y), cache, rows, persistent)
-        return out, MALState(memory, cache, persistent)
+        before = None if state is None else state.attention
+        out, attention = self.attention(self.norm(y), before, rows, persistent)
+        return out, MALState(memory, attention, persistent)
 
     def _persistent(self, first: Tensor | None, state: MALState | None, rows: Rows, y: Tensor) -> Tensor | None:
         """The memory's outputs at the persistent tokens: new for rows that begin, the state's for the others."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from titans.layers.attention import Attention
+from titans.layers.attention import Attention, AttentionStart
 from titans.layers.module import Module
 from titans.layers.neural_memory import NeuralMemory, NeuralMemoryState
 from titans.layers.persistent_memory import PersistentMemory
@@ -33,8 +33,15 @@ def make_memory(config: TitansConfig) -> NeuralMemory:
 
 
 def make_attention(config: TitansConfig, window: int | None, itself: int | None = None) -> Attention:
-    heads, gain = config.attention_heads, config.residual_gain
-    return Attention(config.d_model, heads, window, config.rope_base, gain=gain, itself=itself)
+    return Attention(
+        config.d_model,
+        config.attention_heads,
+        window,
+        config.rope_base,
+        gain=config.residual_gain,
+        conv_kernel=config.attention_conv,
+        start=AttentionStart(config.attention_induction, itself),
+    )
 
 
 class PrefixedMemory(Module):
