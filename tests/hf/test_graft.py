@@ -9,49 +9,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoModelForCausalLM,
-    DynamicCache,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import AutoModelForCausalLM, DynamicCache
 
 import titans
+from decoders import families, opened, pretrained
 from helpers import assert_close
 from titans.hf import graft, grafts, load_graft, memories, save_graft
 from titans.miras import MirasConfig
-
-SIZES = {
-    "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "intermediate_size": 48, "max_position_embeddings": 128,
-}  # fmt: skip
-TOKENS = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
-GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128, "attn_pdrop": 0, "embd_pdrop": 0, "resid_pdrop": 0}
-FAMILIES = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, **TOKENS)),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, **TOKENS, head_dim=8)),
-    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**GPT2, **TOKENS)),
-}
-families = pytest.mark.parametrize("family", sorted(FAMILIES))
-
-
-def pretrained(family):
-    torch.manual_seed(0)
-    return FAMILIES[family]().eval()
-
-
-def opened(family, **fields):
-    """A grafted model whose gates are open."""
-    model = graft(pretrained(family), [0, 2], chunk_size=4, **fields)
-    torch.manual_seed(7)
-    with torch.no_grad():
-        for found in grafts(model).values():
-            found.gate.normal_(std=2)
-    return model
 
 
 @families
@@ -129,6 +93,12 @@ def test_a_whole_folder_opens_in_a_new_process(family, ids, tmp_path):
     script = f"""
 import torch
 from transformers import AutoModelForCausalLM
+try:  # a process that does not know us does not take it for the decoder alone
+    AutoModelForCausalLM.from_pretrained({str(tmp_path / "model")!r}, trust_remote_code=False)
+except ValueError as error:
+    assert "trust_remote_code=True" in str(error)
+else:
+    raise SystemExit("opened")
 model = AutoModelForCausalLM.from_pretrained({str(tmp_path / "model")!r}, trust_remote_code=True).eval()
 ids, logits, tokens = torch.load({str(tmp_path / "expected.pt")!r})
 assert torch.allclose(model(ids).logits, logits, atol=1e-6)
@@ -140,8 +110,6 @@ model.save_pretrained({str(tmp_path / "again")!r})
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     assert_close(AutoModelForCausalLM.from_pretrained(tmp_path / "again").eval()(ids).logits, model(ids).logits)
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()  # without our code it is the original
-    assert_close(plain(ids).logits, pretrained(family)(ids).logits)
 
 
 def test_a_folder_that_lacks_a_memorys_tensor_is_refused(ids, tmp_path):

@@ -85,6 +85,7 @@ def test_a_process_that_does_not_know_titans_opens_it_with_trust_remote_code(fol
     assert not (again / "adapter.py").exists()
     assert json.loads((again / "config.json").read_text())["auto_map"] == {
         "AutoConfig": "modeling_titans.TitansHFConfig",
+        "AutoModel": "modeling_titans.TitansHFModel",
         "AutoModelForCausalLM": "modeling_titans.TitansForCausalLM",
     }
     assert_close(load_model(again)(IDS).logits, load_model(folders["model"])(IDS).logits)
