@@ -89,8 +89,9 @@ class Whole:
         save = super().save_pretrained  # type: ignore[misc]
 
         def write(aside: Path) -> None:
-            save(aside, **kwargs)
+            aside.mkdir()
             (aside / SHIM).write_text(self.shim, encoding="utf-8")
+            save(aside, **kwargs)
 
         if is_main_process and not kwargs.get("distributed_checkpoint"):
             save_folder(save_directory, write)
@@ -129,8 +130,7 @@ class TitansForCausalLM(Whole, PreTrainedModel, GenerationMixin):
         Args:
             attention_mask: ``[B, T]``, or longer: of a mask over the whole text the last T columns are taken.
             past_key_values: the cache to go on from, which is brought up to date; instead of ``state``.
-            use_cache: return the cache (default) or leave it out.
-            return_dict: False for a tuple.
+            use_cache, return_dict: False to leave the cache out, and for a tuple.
             others: what ``UNUSED`` names, which changes nothing.
 
         Raises:
@@ -166,6 +166,10 @@ class TitansForCausalLM(Whole, PreTrainedModel, GenerationMixin):
             inputs: ``[B, T]``; all of the text so far where ``past_key_values`` is given, only what follows ``state``.
             state: what has been read before, which stays as it is.
         """
+        if not self.can_generate():
+            raise TypeError(
+                f"{type(self).__name__} has no head to generate with: AutoModelForCausalLM opens one that has"
+            )
         if state is not None:
             kwargs = {"past_key_values": TitansCache(state), **kwargs}
         return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]

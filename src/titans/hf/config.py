@@ -1,7 +1,7 @@
 """`TitansHFConfig`: a `TitansConfig` as transformers holds it, field by field."""
 
 import sys
-from typing import Any, ClassVar
+from typing import Any
 
 from transformers import PretrainedConfig
 
@@ -10,7 +10,7 @@ from titans.models.config import MODEL_TYPE
 from titans.models.folder import header
 from titans.models.semantics import check_semantics
 
-LORA_TARGETS = ["qkv", "out"]  # unless told: the projections of attention and memory
+LORA_TARGETS = ["q", "kv", "qkv", "out"]  # unless told: the projections of attention and memory
 
 
 class TitansHFConfig(PretrainedConfig):
@@ -28,9 +28,7 @@ class TitansHFConfig(PretrainedConfig):
     use_cache = True  # unless told
     max_position_embeddings = 2**30  # no tool shall cut a text; ``max_seq_len`` is the length of training windows
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012  the Trainer gathers tensors only
-    attribute_map: ClassVar = {
-        "hidden_size": "d_model", "num_hidden_layers": "n_layers", "tie_word_embeddings": "tie_embeddings",
-    }  # fmt: skip
+    attribute_map = dict(hidden_size="d_model", num_hidden_layers="n_layers", tie_word_embeddings="tie_embeddings")  # noqa
     # A folder's own file leads to the class: no code is copied there.
     register_for_auto_class = classmethod(lambda cls, auto_class=None: None)  # type: ignore[assignment]
 
@@ -50,10 +48,8 @@ class TitansHFConfig(PretrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, and those that tools look for. PEFT asks right before it looks up what LoRA adapts."""
-        if "peft" in sys.modules:
-            from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TARGETS
-
-            TARGETS.setdefault(MODEL_TYPE, LORA_TARGETS)
+        if (peft := sys.modules.get("peft")) is not None:
+            peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.setdefault(MODEL_TYPE, LORA_TARGETS)
         return {**super().to_dict(), "num_attention_heads": self.num_attention_heads}
 
     @classmethod
