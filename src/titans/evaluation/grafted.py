@@ -62,10 +62,15 @@ class GraftedModel(GenerationMixin, nn.Module):
 
     Args:
         model: the decoder, with its memories (attribute ``model``); ``config`` describes the memories.
+
+    Raises:
+        ValueError: it has none.
     """
 
     def __init__(self, model: Any):
         super().__init__()
+        if not hasattr(model.config, FIELD):
+            raise ValueError(f"model must be a decoder with memories (titans.hf.graft), got {model.config.model_type}")
         self.model = model
         words = model.config.get_text_config().vocab_size
         self.config = TitansConfig.from_dict({**getattr(model.config, FIELD)["memory"], "vocab_size": words})
@@ -83,7 +88,8 @@ class GraftedModel(GenerationMixin, nn.Module):
         """Arguments and result as of `TitansModel`, but for the kind of state.
 
         Raises:
-            ValueError: a state of another kind or number of rows, or an id outside the vocabulary.
+            ValueError: a state of another kind or number of rows, an id outside the vocabulary, or more tokens than the
+                decoder has positions for.
         """
         if state is not None and (not isinstance(state, GraftedState) or len(state.mask) != len(input_ids)):
             rows = len(state.mask) if isinstance(state, GraftedState) else type(state).__name__
@@ -95,6 +101,9 @@ class GraftedModel(GenerationMixin, nn.Module):
             raise ValueError(f"input_ids must lie in 0..{self.config.vocab_size - 1}, got {int(input_ids.max())}")
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.dtype)
         whole = mask if state is None else torch.cat((state.mask, mask), 1)
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and whole.shape[1] > limit and int(whole.sum(1).max()) > limit:
+            raise ValueError(f"the decoder has positions for {limit} tokens, got {int(whole.sum(1).max())}")
         cache = DynamicCache(config=self.model.config) if state is None else state.copied()
         out = self.model(
             input_ids,
