@@ -45,6 +45,16 @@ def test_a_folder_made_for_other_semantics_is_refused(tmp_path, make, made_for):
             read(tmp_path)
 
 
+def test_a_folder_of_before_there_was_a_field_is_read_as_the_core_reads_it(tmp_path, make, ids):
+    model = make(attention_conv=0)
+    model.save_pretrained(tmp_path)
+    told = json.loads((tmp_path / "config.json").read_text())
+    assert told.pop("attention_conv") == 0
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    for read in (AutoModelForCausalLM.from_pretrained, load_model):
+        assert_close(read(tmp_path)(ids).logits, model(ids).logits)
+
+
 @pytest.mark.parametrize(("change", "message"), [("lacks", "missing keys"), ("adds", "unexpected keys")])
 def test_a_folder_with_other_tensors_is_refused(tmp_path, make, change, message):
     """transformers would leave what is missing uninitialised, after a warning."""

@@ -56,7 +56,7 @@ class TitansHFConfig(PretrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """What ``from_pretrained`` reads a config.json with; a ValueError where it was made for other semantics."""
         check_semantics(config_dict.get("semantics"), "config.json")
-        return super().from_dict(config_dict, **kwargs)
+        return super().from_dict({**config_dict, **TitansConfig.from_dict(config_dict).to_dict()}, **kwargs)
 
     def core(self) -> TitansConfig:
         """The `TitansConfig` the model is built from."""
