@@ -115,3 +115,50 @@ def test_a_long_request_reaches_the_model_whole(folder):
     model.model.model.register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
     (answer,) = model._loglikelihood_tokens([(("a", "b"), [1] * 16_000, [2] * 384)])
     assert lengths == [16_383] and answer[0] < 0
+
+
+def test_an_adapter_is_read_with_its_model(folder, tmp_path):
+    peft = pytest.importorskip("peft", reason="PEFT is not installed")
+    from transformers import AutoModelForCausalLM
+
+    from titans.evaluation.lm_eval import TitansLM
+
+    text = DOCUMENTS[0]["text"]
+    plain = TitansLM(str(folder / "model"), device="cpu").nats(text)
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    peft.get_peft_model(model, peft.LoraConfig(r=2, init_lora_weights=False)).save_pretrained(tmp_path)
+    adapted = TitansLM(str(folder / "model"), device="cpu", peft=str(tmp_path))
+    ids = torch.tensor([[0, *text.encode()]])
+    with torch.no_grad():
+        expected = adapted.model(input_ids=ids, labels=ids).loss.item() * (ids.shape[1] - 1)
+    assert adapted.nats(text) == pytest.approx(expected, rel=1e-5) and abs(plain / expected - 1) > 1e-3
+
+
+def test_a_grafted_decoder_is_read_with_its_memories_through_both_doors(tmp_path, monkeypatch):
+    from lm_eval.models.huggingface import HFLM
+
+    from decoders import opened, pretrained
+    from titans.evaluation.lm_eval import TitansLM
+    from titans.evaluation.perplexity import nats_by_position
+
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    model = opened("llama")
+    for made, name in ((model, "grafted"), (pretrained("llama"), "plain")):
+        made.resize_token_embeddings(256)
+        made.save_pretrained(tmp_path / name)
+        save_tokenizer(ByteTokenizer(), tmp_path / name)
+    ids = torch.tensor([[0, *TEXT[:90].encode()]])
+    with torch.no_grad():
+        expected = model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
+    monkeypatch.setattr("titans.evaluation.lm_eval.READ_AT_ONCE", 16)
+    ours = TitansLM(str(tmp_path / "grafted"), device="cpu")
+    assert ours.nats(TEXT[:90]) == pytest.approx(expected, rel=1e-6)
+    own = nats_by_position(load_model(tmp_path / "grafted"), [ids], segment=16).sum().item()
+    assert ours.nats(TEXT[:90]) == pytest.approx(own, rel=1e-6)
+    theirs = HFLM(str(tmp_path / "grafted"), device="cpu", trust_remote_code=True)
+    (answer,) = theirs._loglikelihood_tokens([(("a", "b"), ids[0, :1].tolist(), ids[0, 1:].tolist())])
+    assert answer[0] == pytest.approx(-expected, rel=1e-5)
+    with pytest.raises(ValueError, match="positions for 128 tokens, got 144"):
+        ours.nats(TEXT[:150])  # the ninth piece of 16
+    with pytest.raises(ValueError, match="decoder with memories.* got llama"):
+        TitansLM(str(tmp_path / "plain"), device="cpu")

@@ -2,14 +2,16 @@
 
 import copy
 import json
+import os
+import types
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache
 
 from helpers import assert_close
-from titans.hf import TitansCache, TitansForCausalLM, TitansHFConfig, register
+from titans.hf import TitansCache, TitansForCausalLM, TitansHFConfig, TitansHFModel, register
 from titans.miras import MirasConfig
 from titans.models import TitansConfig, build_model, load_model
 from titans.models.semantics import SEMANTICS
@@ -83,6 +85,23 @@ def test_it_passes_everything_to_the_model_and_back(make, ids, mask):
     assert torch.equal(model(ids, document_ids=documents).logits, model.model(ids, document_ids=documents).logits)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_auto_model_gives_what_the_head_reads(tmp_path, make, ids, mask, tied):
+    model = make(tie_embeddings=tied)
+    model.save_pretrained(tmp_path / "whole")
+    headless = AutoModel.from_pretrained(tmp_path / "whole").eval()
+    assert type(headless) is TitansHFModel
+    out = headless(ids, attention_mask=mask)
+    assert list(out) == ["last_hidden_state", "past_key_values"] and out.state.seen == (15, 21)
+    assert_close(model.model.head(out[0]), model(ids, attention_mask=mask).logits)
+    assert_close(headless(ids[:, 9:], state=headless(ids[:, :9]).state)[0], headless(ids)[0][:, 9:])
+    assert len(headless(ids, output_hidden_states=True).hidden_states) == 3
+    with pytest.raises(TypeError, match="TitansHFModel has no head to generate with"):
+        headless.generate(ids)
+    headless.save_pretrained(tmp_path / "again")  # the same folder, its head included
+    assert_close(AutoModelForCausalLM.from_pretrained(tmp_path / "again")(ids).logits, model(ids).logits)
+
+
 def test_a_state_or_a_cache_goes_on_where_it_stopped(make, ids):
     model = make()
     whole = model(ids).logits[:, 4:]
@@ -103,6 +122,30 @@ def test_without_a_cache_and_as_a_tuple(make, ids):
     assert torch.equal(logits, out.logits) and isinstance(cache, TitansCache)
     model.config.use_cache = False
     assert list(model(ids)) == ["logits"]
+
+
+def test_a_setting_is_changed_where_a_folder_is_opened(tmp_path, make, ids):
+    make().save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).use_cache
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, use_cache=False)
+    assert not model.config.use_cache and list(model(ids)) == ["logits"]
+
+
+def test_what_goes_to_the_hub_is_the_whole_folder(tmp_path, make, monkeypatch):
+    """There is no hub here: what would go up is what transformers hands to it."""
+    sent = []
+    monkeypatch.setattr(
+        TitansForCausalLM,
+        "_upload_modified_files",
+        lambda self, folder, repo, known, **told: sent.append((repo, set(os.listdir(folder)) - set(known))),
+    )
+    monkeypatch.setattr(
+        "transformers.modeling_utils.hf_api",
+        lambda: types.SimpleNamespace(create_repo=lambda name, **told: types.SimpleNamespace(repo_id=name)),
+    )
+    make().save_pretrained(tmp_path / "mine", push_to_hub=True)
+    files = {"config.json", "generation_config.json", "model.safetensors", "modeling_titans.py", "README.md"}
+    assert sent == [("mine", files)] and set(os.listdir(tmp_path / "mine")) == files
 
 
 def test_a_mask_over_the_whole_text_serves_in_decoding(make, ids, mask):

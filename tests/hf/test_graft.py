@@ -9,50 +9,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoModelForCausalLM,
-    DynamicCache,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import AutoModelForCausalLM, DynamicCache
 
 import titans
+from decoders import FAMILIES, families, opened, pretrained
 from helpers import assert_close
 from titans.hf import graft, grafts, load_graft, memories, save_graft
-from titans.hf.graft import GraftedForCausalLM
 from titans.miras import MirasConfig
-
-SIZES = {
-    "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "intermediate_size": 48, "max_position_embeddings": 128,
-}  # fmt: skip
-TOKENS = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
-GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128, "attn_pdrop": 0, "embd_pdrop": 0, "resid_pdrop": 0}
-FAMILIES = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, **TOKENS)),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, **TOKENS, head_dim=8)),
-    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**GPT2, **TOKENS)),
-}
-families = pytest.mark.parametrize("family", sorted(FAMILIES))
-
-
-def pretrained(family):
-    torch.manual_seed(0)
-    return FAMILIES[family]().eval()
-
-
-def opened(family, **fields):
-    """A grafted model whose gates are open."""
-    model = graft(pretrained(family), [0, 2], chunk_size=4, **fields)
-    torch.manual_seed(7)
-    with torch.no_grad():
-        for found in grafts(model).values():
-            found.gate.normal_(std=2)
-    return model
 
 
 @families
@@ -122,27 +85,38 @@ def test_the_memories_alone_are_saved_and_put_back(family, ids, tmp_path):
         load_graft(pretrained(family), tmp_path)
 
 
-@families
-def test_a_whole_folder_opens_in_a_new_process(family, ids, tmp_path):
-    model = opened(family)
-    model.save_pretrained(tmp_path / "model")
-    torch.save((ids, model(ids).logits, model.generate(ids, max_new_tokens=4, num_beams=2)), tmp_path / "expected.pt")
+def test_whole_folders_open_in_a_new_process(ids, tmp_path):
+    """With the folder's own file; without it no process takes them for the decoders alone."""
+    for family in FAMILIES:
+        model = opened(family)
+        model.save_pretrained(tmp_path / family)
+        expected = model(ids).logits, model.generate(ids, max_new_tokens=4, num_beams=2)
+        torch.save((ids, *expected), tmp_path / f"{family}.pt")
     script = f"""
 import torch
 from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained({str(tmp_path / "model")!r}, trust_remote_code=True).eval()
-ids, logits, tokens = torch.load({str(tmp_path / "expected.pt")!r})
-assert torch.allclose(model(ids).logits, logits, atol=1e-6)
-assert torch.equal(model.generate(ids, max_new_tokens=4, num_beams=2), tokens)
-model.save_pretrained({str(tmp_path / "again")!r})
+for family in {list(FAMILIES)}:
+    if family == {next(iter(FAMILIES))!r}:
+        try:
+            AutoModelForCausalLM.from_pretrained(family, trust_remote_code=False)
+        except ValueError as error:
+            assert "trust_remote_code=True" in str(error)
+        else:
+            raise SystemExit("opened without our code")
+    model = AutoModelForCausalLM.from_pretrained(family, trust_remote_code=True).eval()
+    ids, logits, tokens = torch.load(family + ".pt")
+    assert torch.allclose(model(ids).logits, logits, atol=1e-6)
+    assert torch.equal(model.generate(ids, max_new_tokens=4, num_beams=2), tokens)
+    model.save_pretrained("again-" + family)
 """
     source = str(Path(titans.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": source, "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert_close(GraftedForCausalLM.from_pretrained(tmp_path / "again").eval()(ids).logits, model(ids).logits)
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()  # without our code it is the original
-    assert_close(plain(ids).logits, pretrained(family)(ids).logits)
+    for family in FAMILIES:
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / f"again-{family}").eval()
+        assert_close(again(ids).logits, opened(family)(ids).logits)
 
 
 def test_a_folder_that_lacks_a_memorys_tensor_is_refused(ids, tmp_path):
@@ -151,7 +125,7 @@ def test_a_folder_that_lacks_a_memorys_tensor_is_refused(ids, tmp_path):
     del tensors["model.layers.2.titans_memory.gate"]
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"missing keys model\.layers\.2\.titans_memory\.gate"):
-        GraftedForCausalLM.from_pretrained(tmp_path)
+        AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
 @families

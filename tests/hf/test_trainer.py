@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
 
 from helpers import assert_close
-from tiny import ALL
+from tiny import ALL, VARIANTS
 from titans.models import load_model
 
 SETTINGS = {
@@ -104,6 +104,27 @@ def test_lora_on_all_linear_maps_trains_saves_and_merges(make, tmp_path, ids, va
     assert_close(merged(ids).logits, tuned, tolerance=1e-5)
     merged.save_pretrained(tmp_path / "merged")
     assert_close(load_model(tmp_path / "merged")(ids).logits, tuned, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_lora_without_targets_takes_the_projections(make, ids, variant):
+    peft = pytest.importorskip("peft", reason="PEFT is not installed")
+    model = peft.get_peft_model(make(variant=variant), peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False))
+    adapted = {name.split(".lora_A")[0].rsplit(".", 1)[1] for name, _ in model.named_parameters() if "lora_A" in name}
+    attention, memory = {"q", "kv", "out"}, {"qkv", "out"}
+    assert adapted == (memory if variant == "LMM" else attention | (memory if variant in VARIANTS else set()))
+    model.eval()
+    tuned = model(input_ids=ids).logits
+    assert (tuned - make(variant=variant)(ids).logits).abs().max() > 1e-2
+    assert_close(model.merge_and_unload()(ids).logits, tuned, tolerance=1e-5)
+
+
+def test_int8_by_torchao_computes_and_generates(make, ids):
+    torchao = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    model, expected = make(), make()(ids).logits
+    torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
+    assert_close(model(ids).logits, expected, tolerance=0.1)
+    assert model.generate(ids, max_new_tokens=2).shape == (2, 23)
 
 
 def test_prompt_tuning_trains_and_generates(make, ids):

@@ -85,6 +85,7 @@ def test_a_process_that_does_not_know_titans_opens_it_with_trust_remote_code(fol
     assert not (again / "adapter.py").exists()
     assert json.loads((again / "config.json").read_text())["auto_map"] == {
         "AutoConfig": "modeling_titans.TitansHFConfig",
+        "AutoModel": "modeling_titans.TitansHFModel",
         "AutoModelForCausalLM": "modeling_titans.TitansForCausalLM",
     }
     assert_close(load_model(again)(IDS).logits, load_model(folders["model"])(IDS).logits)
@@ -140,7 +141,7 @@ def test_a_folder_of_another_model_is_refused(tmp_path):
     build_model(TitansConfig(vocab_size=9, d_model=8, n_layers=1, chunk_size=4)).save_pretrained(tmp_path)
     told = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**told, "model_type": "llama"}))
-    with pytest.raises(ValueError, match="model_type must be 'titans', got 'llama'"):
+    with pytest.raises(ValueError, match="model_type must be 'titans' or 'titans_graft', got 'llama'"):
         load_model(tmp_path)
 
 

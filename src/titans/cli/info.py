@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,7 +10,9 @@ from titans.cli.errors import BadInput, checking_input
 
 
 def info(
-    config: Annotated[Path | None, typer.Option(help="YAML or JSON file: a run's, or a model's alone.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML or JSON file: a run's, or a model's alone; or a model's folder.")
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override a field.")] = None,
     memory: Annotated[Path | None, typer.Option(help="Memory file, instead of a configuration.")] = None,
 ) -> int:
@@ -29,9 +31,14 @@ def info(
 
 def _cost(config: Path, overrides: list[str]) -> list[str]:
     with checking_input(str(config)):
+        from titans.models import load_model
         from titans.models.cost import measure_cost
+        from titans.models.folder import CONFIG, foreign_reader
         from titans.training.config import load_model_config
 
+        config = config / CONFIG if config.is_dir() else config
+        if config.name == CONFIG and config.is_file() and foreign_reader(config.parent) is not None:
+            return _grafted(load_model(config.parent))
         model = load_model_config(config, overrides)
     cost = measure_cost(model)
     rows = [("part", "parameters", "share", "FLOPs per token")]
@@ -47,6 +54,24 @@ def _cost(config: Path, overrides: list[str]) -> list[str]:
         "",
         f"FLOPs: one forward pass over {cost.tokens:,} tokens, matrix products only; backward twice that.",
         f"State of one stream after {cost.tokens:,} tokens: {cost.state_bytes:,} bytes.",
+    ]
+
+
+def _grafted(model: Any) -> list[str]:
+    """The same of a decoder with memories (`titans.evaluation.grafted.GraftedModel`), as far as it is ours to know."""
+    import torch
+
+    from titans.models import count_parameters
+    from titans.models.graft import grafts
+
+    memories, tokens = grafts(model), model.config.chunk_size - 1 or 1
+    with torch.no_grad():
+        state = model(torch.zeros((1, tokens), dtype=torch.int64), logits_to_keep=1).state
+    beside = count_parameters(memories)
+    return [
+        f"{type(model.model).__name__} with memories beside layers {', '.join(memories)}",
+        f"parameters: {count_parameters(model) - beside:,} of the decoder, {beside:,} of the memories",
+        f"State of one stream after {tokens:,} tokens: {state.nbytes:,} bytes; keys and values grow with the text.",
     ]
 
 

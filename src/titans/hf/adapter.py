@@ -1,22 +1,20 @@
-"""`TitansForCausalLM`: a titans model as a transformers model."""
+"""`TitansForCausalLM` and `TitansHFModel`: a titans model as a transformers model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from titans.files import write_whole
-from titans.hf.config import TitansHFConfig, leads_here
+from titans.hf.config import TitansHFConfig
 from titans.layers.module import reset
 from titans.models import ModelState, TitansModel, build_model
-from titans.models.folder import PREFIX, SHIM, SHIM_TEXT
+from titans.models.folder import PREFIX, SHIM, SHIM_TEXT, save_folder
 
 # What tools pass along though nothing depends on it: tokens have no types, and where a row stands is in its state.
 UNUSED = {"token_type_ids", "cache_position", "tokenizer"}
@@ -54,10 +52,11 @@ class TitansCache:
 
 @dataclass
 class TitansHFOutput(ModelOutput):
-    """What `TitansForCausalLM` returns: `titans.models.ModelOutput`, its state in a cache (if ``use_cache``)."""
+    """A `titans.models.ModelOutput`, its state in a cache; of `TitansHFModel` what the head would read, no logits."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
+    last_hidden_state: Tensor | None = None
     past_key_values: TitansCache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
@@ -67,7 +66,40 @@ class TitansHFOutput(ModelOutput):
         return None if self.past_key_values is None else self.past_key_values.state
 
 
-class TitansForCausalLM(PreTrainedModel, GenerationMixin):
+class Whole:
+    """To stand before a class of transformers': folders hold every tensor, and the file that leads back here."""
+
+    shim = SHIM_TEXT
+    register_for_auto_class = TitansHFConfig.register_for_auto_class
+    _get_files_timestamps = lambda self, folder: {}  # noqa: E731  with push_to_hub all of the folder goes up
+
+    @classmethod
+    def from_pretrained(cls, path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """transformers' own, but weights that are missing or left over are a ValueError, not a warning."""
+        model, told = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)  # type: ignore[misc]
+        if hasattr(model, "hf_device_map") and any(p.is_meta for p in model.parameters()):
+            raise ValueError("device_map: parts cannot be offloaded, since layers read parameters of modules in them")
+        for what in ("missing_keys", "unexpected_keys"):
+            if names := sorted(told[what]):
+                raise ValueError(f"{path}: {what.replace('_', ' ')} {', '.join(names)}")
+        return (model, told) if output_loading_info else model
+
+    def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any) -> None:
+        """The one folder format, see `titans.models.folder.save_folder`; arguments as transformers has them."""
+        save = super().save_pretrained  # type: ignore[misc]
+
+        def write(aside: Path) -> None:
+            aside.mkdir()
+            (aside / SHIM).write_text(self.shim, encoding="utf-8")
+            save(aside, **kwargs)
+
+        if is_main_process and not kwargs.get("distributed_checkpoint"):
+            save_folder(save_directory, write)
+        else:  # helps to gather what the main process writes
+            save(save_directory, is_main_process=is_main_process, **kwargs)
+
+
+class TitansForCausalLM(Whole, PreTrainedModel, GenerationMixin):
     """A titans model (attribute ``model``) behind transformers' doors, its state as the cache."""
 
     config_class = TitansHFConfig
@@ -75,9 +107,11 @@ class TitansForCausalLM(PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True  # num_items_in_batch
     _supports_sdpa = True
+    _input_embed_layer = "embedding"
     _is_stateful = True  # no cropping, so no assisted decoding
     _no_split_modules = ["Block"]  # noqa: RUF012  transformers reads these
     _tied_weights_keys = {"model.head.weight": "model.embedding.weight"}  # noqa: RUF012
+    _supports_default_dynamic_cache = classmethod(lambda cls: False)  # type: ignore  # the first call makes our own
 
     def __init__(self, config: TitansHFConfig):
         super().__init__(config)
@@ -98,8 +132,7 @@ class TitansForCausalLM(PreTrainedModel, GenerationMixin):
         Args:
             attention_mask: ``[B, T]``, or longer: of a mask over the whole text the last T columns are taken.
             past_key_values: the cache to go on from, which is brought up to date; instead of ``state``.
-            use_cache: return the cache (default) or leave it out.
-            return_dict: False for a tuple.
+            use_cache, return_dict: False to leave the cache out, and for a tuple.
             others: what ``UNUSED`` names, which changes nothing.
 
         Raises:
@@ -107,7 +140,7 @@ class TitansForCausalLM(PreTrainedModel, GenerationMixin):
             TypeError: any other argument.
         """
         if wrong := [n for n, value in others.items() if n not in UNUSED and value is not None and value is not False]:
-            raise TypeError(f"TitansForCausalLM takes no {', '.join(wrong)}")
+            raise TypeError(f"{type(self).__name__} takes no {', '.join(wrong)}")
         cache = TitansCache(state) if past_key_values is None else past_key_values
         if not isinstance(cache, TitansCache) or (state is not None and past_key_values is not None):
             raise ValueError(f"give state or a TitansCache, not both, got past_key_values of {type(cache).__name__}")
@@ -115,14 +148,16 @@ class TitansForCausalLM(PreTrainedModel, GenerationMixin):
         if attention_mask is not None and attention_mask.dim() == 2:
             attention_mask = attention_mask[:, -columns:]
         hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        headless = not self.can_generate()
         out = self.model(
             input_ids, labels=labels, attention_mask=attention_mask, state=cache.state, store_mask=store_mask,
-            document_ids=document_ids, logits_to_keep=logits_to_keep, inputs_embeds=inputs_embeds,
-            output_hidden_states=bool(hidden), num_items_in_batch=num_items_in_batch,
+            document_ids=document_ids, logits_to_keep=1 if headless else logits_to_keep, inputs_embeds=inputs_embeds,
+            output_hidden_states=bool(hidden) or headless, num_items_in_batch=num_items_in_batch,
         )  # fmt: skip
         cache.state, cache.columns = out.state, cache.columns + columns
-        keep = getattr(self.config, "use_cache", True) if use_cache is None else use_cache
-        result = TitansHFOutput(out.loss, out.logits, cache if keep else None, out.hidden_states)
+        keep = cache if (self.config.use_cache if use_cache is None else use_cache) else None
+        read = (None, out.hidden_states[-1]) if headless else (out.logits, None)
+        result = TitansHFOutput(out.loss, *read, keep, out.hidden_states if hidden else None)
         return result.to_tuple() if return_dict is False or not self.config.return_dict else result
 
     @torch.no_grad()
@@ -133,6 +168,10 @@ class TitansForCausalLM(PreTrainedModel, GenerationMixin):
             inputs: ``[B, T]``; all of the text so far where ``past_key_values`` is given, only what follows ``state``.
             state: what has been read before, which stays as it is.
         """
+        if not self.can_generate():
+            raise TypeError(
+                f"{type(self).__name__} has no head to generate with: AutoModelForCausalLM opens one that has"
+            )
         if state is not None:
             kwargs = {"past_key_values": TitansCache(state), **kwargs}
         return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
@@ -153,33 +192,10 @@ class TitansForCausalLM(PreTrainedModel, GenerationMixin):
             kwargs["past_key_values"] = TitansCache(cache.state.fork(expand_size), cache.columns)
         return super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)  # type: ignore[misc]
 
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        return False  # the first call makes a TitansCache
-
-    @classmethod
-    def from_pretrained(cls, path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """transformers' own, but weights that are missing or left over are a ValueError, not a warning."""
-        model, told = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)  # type: ignore[misc]
-        if hasattr(model, "hf_device_map") and any(p.is_meta for p in model.parameters()):
-            raise ValueError("device_map: parts cannot be offloaded, since layers read parameters of modules in them")
-        check_loaded(path, model, told)
-        return (model, told) if output_loading_info else model
-
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """The one folder format, see `titans.models.folder`; arguments as transformers has them."""
-        super().save_pretrained(save_directory, **kwargs)
-        write_whole(Path(save_directory) / SHIM, lambda aside: aside.write_text(SHIM_TEXT, encoding="utf-8"))
-
-    register_for_auto_class = classmethod(leads_here)  # type: ignore[assignment]
-
     def _init_weights(self, module: nn.Module) -> None:
         """Start a new embedding or head, after ``resize_token_embeddings`` say."""
         if isinstance(module, (nn.Embedding, nn.Linear)) and not module.weight.is_meta:
             reset(module)
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.embedding
 
     def set_input_embeddings(self, value: Any) -> None:
         self.model.embedding = value
@@ -203,15 +219,7 @@ class TitansForCausalLM(PreTrainedModel, GenerationMixin):
     )
 
 
-def check_loaded(path: Any, model: Any, told: Mapping[str, Any]) -> Any:
-    """``model``, unless its folder lacked tensors or held others, of which transformers only warns."""
-    for what in ("missing_keys", "unexpected_keys"):
-        if names := sorted(told[what]):
-            raise ValueError(f"{path}: {what.replace('_', ' ')} {', '.join(names)}")
-    return model
+class TitansHFModel(TitansForCausalLM):
+    """What ``AutoModel`` gives: the same model and folder; a call returns ``last_hidden_state`` instead of logits."""
 
-
-def register() -> None:
-    """Make the Auto classes know ``model_type: titans``; calling it again changes nothing."""
-    AutoConfig.register(TitansHFConfig.model_type, TitansHFConfig, exist_ok=True)
-    AutoModelForCausalLM.register(TitansHFConfig, TitansForCausalLM, exist_ok=True)
+    can_generate = classmethod(lambda cls: False)  # type: ignore[assignment]

@@ -1,6 +1,7 @@
 """`TitansHFConfig`: a `TitansConfig` as transformers holds it, field by field."""
 
-from typing import Any, ClassVar
+import sys
+from typing import Any
 
 from transformers import PretrainedConfig
 
@@ -9,9 +10,7 @@ from titans.models.config import MODEL_TYPE
 from titans.models.folder import header
 from titans.models.semantics import check_semantics
 
-
-def leads_here(cls: type, auto_class: Any = None) -> None:
-    """In the place of ``register_for_auto_class``: a folder's own file leads to the class, no code is copied there."""
+LORA_TARGETS = ["q", "kv", "qkv", "out"]  # unless told: the projections of attention and memory
 
 
 class TitansHFConfig(PretrainedConfig):
@@ -26,13 +25,12 @@ class TitansHFConfig(PretrainedConfig):
     """
 
     model_type = MODEL_TYPE
-    register_for_auto_class = classmethod(leads_here)  # type: ignore[assignment]
+    use_cache = True  # unless told
+    max_position_embeddings = 2**30  # no tool shall cut a text; ``max_seq_len`` is the length of training windows
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012  the Trainer gathers tensors only
-    attribute_map: ClassVar[dict[str, str]] = {
-        "hidden_size": "d_model",
-        "num_hidden_layers": "n_layers",
-        "tie_word_embeddings": "tie_embeddings",
-    }
+    attribute_map = dict(hidden_size="d_model", num_hidden_layers="n_layers", tie_word_embeddings="tie_embeddings")  # noqa
+    # A folder's own file leads to the class: no code is copied there.
+    register_for_auto_class = classmethod(lambda cls, auto_class=None: None)  # type: ignore[assignment]
 
     def __init__(self, titans: TitansConfig | dict[str, Any] | None = None, **kwargs):
         kwargs = {self.attribute_map.get(name, name): value for name, value in kwargs.items()}
@@ -48,20 +46,17 @@ class TitansHFConfig(PretrainedConfig):
     def num_attention_heads(self) -> int:
         return self.core().attention_heads
 
-    @property
-    def max_position_embeddings(self) -> int:
-        """So many that no tool cuts a text; ``max_seq_len`` is the length of training windows."""
-        return 2**30
-
     def to_dict(self) -> dict[str, Any]:
-        """Every field, and those that tools look for (PEFT)."""
+        """Every field, and those that tools look for. PEFT asks right before it looks up what LoRA adapts."""
+        if (peft := sys.modules.get("peft")) is not None:
+            peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.setdefault(MODEL_TYPE, LORA_TARGETS)
         return {**super().to_dict(), "num_attention_heads": self.num_attention_heads}
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """What ``from_pretrained`` reads a config.json with; a ValueError where it was made for other semantics."""
         check_semantics(config_dict.get("semantics"), "config.json")
-        return super().from_dict(config_dict, **kwargs)
+        return super().from_dict({**config_dict, **TitansConfig.from_dict(config_dict).to_dict()}, **kwargs)
 
     def core(self) -> TitansConfig:
         """The `TitansConfig` the model is built from."""

@@ -9,19 +9,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, Cache, PreTrainedModel
+from transformers import AutoModelForCausalLM, Cache, PretrainedConfig, PreTrainedModel
+from transformers.models.auto import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
 from titans.files import write_whole
-from titans.hf.adapter import check_loaded
-from titans.hf.config import leads_here
+from titans.hf.adapter import Whole
 from titans.layers.neural_memory import NeuralMemoryState
 from titans.models import TitansConfig
 from titans.models.folder import SHIM
-from titans.models.mixers.parts import make_memory
+from titans.models.graft import Graft, grafts
 from titans.models.semantics import SEMANTICS, check_semantics
 
 # Where a model of this type keeps its decoder, and the decoder its layers. Add a line for a family of your own.
@@ -30,24 +29,6 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "gpt2": ("transformer", "h"),
 }
 NAME, FIELD, WEIGHTS = "titans_memory", "titans_graft", "titans_graft.safetensors"
-SHIM_TEXT = "from titans.hf.graft import GraftedForCausalLM  # noqa: F401  for trust_remote_code=True\n"
-
-
-class Graft(nn.Module):
-    """tanh(gate) ⊗ M(norm(x)) for a layer's input x [B, T, d_model], to be added to its output."""
-
-    def __init__(self, config: TitansConfig, layer: int):
-        super().__init__()
-        self.layer = layer
-        self.norm = nn.RMSNorm(config.d_model)
-        self.memory = make_memory(config)
-        self.gate = nn.Parameter(torch.zeros(config.d_model))
-        self.mask: Tensor | None = None  # of the decoder's call, [B, T]: layers see none of this shape
-
-    def forward(self, x: Tensor, held: dict[int, NeuralMemoryState]) -> Tensor:
-        state = held.get(self.layer)
-        read, held[self.layer] = self.memory(self.norm(x), state=state, return_state=True, mask=self.mask)
-        return torch.tanh(self.gate) * read
 
 
 def _moved(name: str, change: Callable[..., NeuralMemoryState]) -> Any:
@@ -81,30 +62,32 @@ def memories(past_key_values: Any) -> dict[int, NeuralMemoryState]:
     return past_key_values.memories
 
 
-class Grafted:
-    """What a model's class becomes: built with memories, it saves with the file that leads back here."""
+class Grafted(Whole):
+    """What a model's class becomes: built with memories, saved and loaded with them."""
+
+    shim = "from titans.hf.graft import GraftConfig  # noqa: F401  for trust_remote_code=True\n"
 
     def __init__(self, config: Any):
         super().__init__(config)  # type: ignore[call-arg]
         _plant(self, getattr(config, FIELD))  # type: ignore[arg-type]
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
-        write_whole(Path(save_directory) / SHIM, lambda aside: aside.write_text(SHIM_TEXT, encoding="utf-8"))
+
+class GraftedConfig:
+    """What its configuration becomes: saved under a ``model_type`` of its own, lest a folder pass for the decoder's."""
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        return {**super().to_diff_dict(), "model_type": FIELD, "architectures": [Grafted.__name__]}  # type: ignore[misc]
 
 
-class GraftedForCausalLM:
-    """Opens folders that a grafted model saved; ``AutoModelForCausalLM`` with ``trust_remote_code=True`` comes here."""
+class GraftConfig(PretrainedConfig):
+    """Reads a grafted folder's config.json into the decoder's own configuration, which Auto classes then know."""
+
+    model_type = FIELD
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *args: Any, config: Any = None, **kwargs: Any) -> PreTrainedModel:
-        """As AutoModelForCausalLM's; a ValueError where tensors are missing or left over."""
-        config = AutoConfig.from_pretrained(path) if config is None else config
-        kind = _with(Grafted, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
-        kwargs["output_loading_info"] = True
-        return check_loaded(path, *kind.from_pretrained(path, *args, config=config, **kwargs))
-
-    register_for_auto_class = classmethod(leads_here)
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        family = config_dict[FIELD]["family"]
+        return _kind(family).from_dict({**config_dict, "model_type": family}, **kwargs)
 
 
 def graft(
@@ -124,7 +107,8 @@ def graft(
     """
     width = model.config.get_text_config().hidden_size
     memory = TitansConfig(variant="LMM", d_model=width, chunk_size=chunk_size, **fields)
-    return _take(model, {"layers": sorted(layers), "memory": memory.to_dict(), "semantics": SEMANTICS}, freeze)
+    told = {"family": model.config.model_type, "layers": sorted(layers), "memory": memory.to_dict()}
+    return _take(model, {**told, "semantics": SEMANTICS}, freeze)
 
 
 def save_graft(model: PreTrainedModel, folder: str | Path) -> None:
@@ -142,36 +126,38 @@ def load_graft(model: PreTrainedModel, folder: str | Path, freeze: bool = True) 
     return model
 
 
-def grafts(model: nn.Module) -> nn.ModuleDict:
-    """A model's memories, with norms and gates, by layer: all that there is to train beside a frozen model."""
-    return nn.ModuleDict({str(module.layer): module for module in model.modules() if isinstance(module, Graft)})
-
-
 @cache
 def _with(mixin: type, kind: type) -> Any:
     """``kind`` with ``mixin`` before it, under its own name, by which transformers knows it."""
     return kind if issubclass(kind, mixin) else type(kind.__name__, (mixin, kind), {"__module__": kind.__module__})
 
 
-def _take(model: Any, told: dict[str, Any], freeze: bool) -> PreTrainedModel:
+def _kind(family: str) -> Any:
+    """The class of a grafted model's configuration, by which ``AutoModelForCausalLM`` knows the model's."""
+    if family not in FAMILIES:
+        raise ValueError(f"model_type must be one of {', '.join(FAMILIES)} (add it), got {family!r}")
+    kind = _with(GraftedConfig, CONFIG_MAPPING[family])
+    model = _with(Grafted, MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[family]])
+    AutoModelForCausalLM.register(kind, model, exist_ok=True)
+    return kind
+
+
+def _take(model: PreTrainedModel, told: dict[str, Any], freeze: bool) -> PreTrainedModel:
     """Graft a model that is there, and note in its configuration how."""
     if hasattr(model.config, FIELD):
-        raise ValueError(
-            f"layers: the model has memories already, beside layers {getattr(model.config, FIELD)['layers']}"
-        )
+        raise ValueError(f"the model has memories already, beside layers {getattr(model.config, FIELD)['layers']}")
+    kind = _kind(model.config.model_type)
     if freeze:
         model.requires_grad_(False)
     _plant(model, told)
-    model.__class__ = _with(Grafted, type(model))
+    model.__class__, model.config.__class__ = _with(Grafted, type(model)), kind
     setattr(model.config, FIELD, told)
-    model.config.auto_map = {"AutoModelForCausalLM": f"{SHIM.removesuffix('.py')}.GraftedForCausalLM"}
+    model.config.auto_map = {"AutoConfig": f"{SHIM.removesuffix('.py')}.GraftConfig"}
     return model
 
 
 def _plant(model: PreTrainedModel, told: dict[str, Any]) -> None:
     check_semantics(told["semantics"], "graft")
-    if model.config.model_type not in FAMILIES:
-        raise ValueError(f"model_type must be one of {', '.join(FAMILIES)} (add it), got {model.config.model_type!r}")
     decoder, stack = FAMILIES[model.config.model_type]
     found, config = getattr(getattr(model, decoder), stack), TitansConfig.from_dict(told["memory"])
     if not set(told["layers"]) <= set(range(len(found))):
@@ -182,14 +168,17 @@ def _plant(model: PreTrainedModel, told: dict[str, Any]) -> None:
     getattr(model, decoder).register_forward_pre_hook(_note, with_kwargs=True)
 
 
-def _note(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-    """Tell the memories where the call has padding."""
+def _note(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Tell the memories where the call has padding, and by ``store_mask``, which only they know, what not to write."""
     read = next(x for x in (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None)
-    mask = kwargs.get("attention_mask")
-    if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
-        raise ValueError("attention_mask must be [B, T] for a model with memories (no static cache)")
+    masks = {"mask": kwargs.get("attention_mask"), "store_mask": kwargs.pop("store_mask", None)}
+    for name, mask in masks.items():
+        if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
+            raise ValueError(f"attention_{name} must be [B, T] for a model with memories (no static cache)")
+        masks[name] = None if mask is None else mask[:, -read.shape[1] :].bool()
     for found in (module for module in decoder.modules() if isinstance(module, Graft)):
-        found.mask = None if mask is None else mask[:, -read.shape[1] :].bool()
+        found.masks = masks
+    return args, kwargs
 
 
 def _add(layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:

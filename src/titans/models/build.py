@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from titans.models.config import TitansConfig
-from titans.models.folder import read_folder, write_folder
+from titans.models.folder import foreign_reader, read_folder, write_folder
 from titans.models.language_model import TitansModel
 from titans.models.variants import CLASSES
 from titans.ops.memory import Engine
@@ -41,11 +41,15 @@ def load_model(path: str | Path) -> TitansModel:
     """Read a model's folder, whoever wrote it: ``save_pretrained``, training (checkpoints too), or transformers.
 
     Weights of less than 32 bits become float32, which holds them all; those of float64 stay what they are.
+    The folder of a grafted decoder (`titans.hf.graft`) gives a `titans.evaluation.grafted.GraftedModel`, called alike.
 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: the weights do not fit the configuration, were made for other semantics, or are not finite.
     """
+    read = foreign_reader(path)
+    if read is not None:
+        return read(Path(path))
     config, tensors = read_folder(path)
     _check_tensors(tensors, path)
     model = build_model(config)

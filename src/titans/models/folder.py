@@ -7,6 +7,11 @@ every reader opens every folder. Names begin with ``model.``, as transformers na
 from __future__ import annotations
 
 import json
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +19,25 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from titans.files import write_whole
+from titans.files import open_to_umask, write_whole
 from titans.models.config import MODEL_TYPE, TitansConfig
 from titans.models.semantics import SEMANTICS, check_semantics
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+WEIGHT_FILES = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")  # whole or in shards
 PREFIX = "model."
 ARCHITECTURE = "TitansForCausalLM"
 SHIM = "modeling_titans.py"
-SHIM_TEXT = "from titans.hf import TitansForCausalLM, TitansHFConfig  # noqa: F401  for trust_remote_code=True\n"
-AUTO_MAP = {"AutoConfig": "modeling_titans.TitansHFConfig", "AutoModelForCausalLM": f"modeling_titans.{ARCHITECTURE}"}
+SHIM_TEXT = (
+    "from titans.hf import TitansForCausalLM, TitansHFConfig, TitansHFModel  # noqa: F401  for trust_remote_code=True\n"
+)
+AUTO_MAP = {
+    "AutoConfig": "modeling_titans.TitansHFConfig",
+    "AutoModel": "modeling_titans.TitansHFModel",
+    "AutoModelForCausalLM": f"modeling_titans.{ARCHITECTURE}",
+}
+# Who reads the folders of another ``model_type``: imported when there is one to read, since it may need what we do not.
+READERS = {"titans_graft": "titans.evaluation.grafted:read_graft"}
 
 
 def header() -> dict[str, Any]:
@@ -37,14 +51,76 @@ def header() -> dict[str, Any]:
 
 
 def write_folder(folder: str | Path, config: TitansConfig, tensors: dict[str, Tensor]) -> None:
-    """Write a model's files, each moved into place when complete; ``tensors`` by their names in a `TitansModel`."""
-    folder = Path(folder)
+    """Write a model's folder, see `save_folder`; ``tensors`` by their names in a `TitansModel`."""
     text = json.dumps({**header(), **config.to_dict()}, indent=2) + "\n"  # refuses what cannot be saved
     named = {PREFIX + name: tensor for name, tensor in tensors.items()}
-    metadata = {"format": "pt", "semantics": SEMANTICS}
-    write_whole(folder / WEIGHTS, lambda aside: save_file(named, aside, metadata))
-    write_whole(folder / SHIM, lambda aside: aside.write_text(SHIM_TEXT, encoding="utf-8"))
-    write_whole(folder / CONFIG, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+    def write(aside: Path) -> None:
+        aside.mkdir()
+        save_file(named, aside / WEIGHTS, {"format": "pt", "semantics": SEMANTICS})
+        (aside / SHIM).write_text(SHIM_TEXT, encoding="utf-8")
+        (aside / CONFIG).write_text(text, encoding="utf-8")
+
+    save_folder(folder, write)
+
+
+def save_folder(folder: str | Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` make a model's folder aside, then move it into place: nobody ever reads half a model.
+
+    A folder that is there keeps its other files. It has no ``config.json`` while its files are replaced, so whoever
+    comes in between, or after a crash just then, is refused; of old weights none stay beside new ones.
+
+    Args:
+        folder: what shall be there afterwards.
+        write: called with a path to make a folder at.
+
+    Raises:
+        OSError: the place cannot be written; what was there before is still there.
+    """
+    folder = Path(os.path.realpath(folder))
+    if not folder.is_dir():
+        return write_whole(folder, write)
+    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as aside:
+        new = Path(aside) / folder.name
+        write(new)
+        open_to_umask(new)
+        names = sorted(os.listdir(new), key=lambda name: (name == CONFIG, name))  # the configuration last
+        if CONFIG in names:
+            (folder / CONFIG).unlink(missing_ok=True)
+        if any(map(WEIGHT_FILES.fullmatch, names)):
+            for name in filter(WEIGHT_FILES.fullmatch, os.listdir(folder)):
+                (folder / name).unlink()
+        for name in names:
+            os.replace(new / name, folder / name)
+
+
+def foreign_reader(folder: str | Path) -> Callable[[Path], Any] | None:
+    """Who reads this folder, if it is not of our own ``model_type``.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such folder, or nobody knows its ``model_type``.
+    """
+    kind = str(_told(folder).get("model_type", MODEL_TYPE))  # older folders of ours say none
+    if kind == MODEL_TYPE:
+        return None
+    if kind not in READERS:
+        raise ValueError(
+            f"model folder {str(folder)!r}: model_type must be {' or '.join(map(repr, [MODEL_TYPE, *READERS]))}, "
+            f"got {kind!r}"
+        )
+    module, _, name = READERS[kind].partition(":")
+    return getattr(import_module(module), name)
+
+
+def _told(folder: str | Path) -> dict[str, Any]:
+    """The folder's ``config.json``."""
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"model folder {str(folder)!r} has no {CONFIG}")
+    told = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(told, dict):
+        raise ValueError(f"{path}: expected a mapping, got {type(told).__name__}")
+    return told
 
 
 def read_folder(folder: str | Path) -> tuple[TitansConfig, dict[str, Tensor]]:
@@ -55,12 +131,10 @@ def read_folder(folder: str | Path) -> tuple[TitansConfig, dict[str, Tensor]]:
         ValueError: it was made for other semantics, or its configuration is none of ours.
     """
     folder = Path(folder)
-    if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"model folder {str(folder)!r} has no {CONFIG}")
+    told = _told(folder)
     names = [WEIGHTS]
     if not (folder / WEIGHTS).is_file() and (folder / INDEX).is_file():
         names = _shards(folder / INDEX)
-    told = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     config = TitansConfig.from_dict(told)
     tensors: dict[str, Tensor] = {}
     for name in names:
