@@ -48,7 +48,7 @@ def test_accumulated_uneven_batches_step_as_one_large_batch(make, tmp_path):
 def test_checkpointing_and_bf16_step_alike(make, tmp_path, arguments):
     rows = {"per_device_train_batch_size": 4}
     moved, plain = step(make(), tmp_path, **rows, **arguments), step(make(), tmp_path, **rows)
-    assert torch.cosine_similarity(moved.flatten(), plain.flatten(), 0) > 0.99
+    assert torch.cosine_similarity(moved.flatten(), plain.flatten(), 0) > 0.95
     assert torch.equal(moved, plain) == ("bf16" not in arguments)
 
 

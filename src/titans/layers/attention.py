@@ -20,10 +20,11 @@ from titans.ops.attention import apply_rotary, causal_attention, rotary_angles, 
 from titans.ops.rows import Rows, columns
 from titans.state import State
 
-# Score at the start of a key that fits a query in all its tokens: e to the half of it, which is what the rotation
-# leaves over a distance, outweighs thousands of others. At 2 a Transformer takes five times as many steps to find what
-# it copies from a text of 2,048 bytes (docs/results/evidence.md).
-MATCH = 18.0
+# How much larger queries and keys start where the keys stand one token behind. In heads of 64 a key that fits a query
+# in all its tokens then scores 18, and e to the half of it, which is what the rotation leaves over a distance,
+# outweighs thousands of others. At 1 a Transformer takes five times as many steps to find what it copies from a text of
+# 2,048 bytes (docs/results/evidence.md).
+SHARP = 3.0
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,8 @@ class Attention(Module):
     def initialise(self) -> None:
         keys, _ = self.kv.weight.chunk(2)
         if self.start.induction and start_keys_one_token_behind(self.q.weight, keys, self.conv):
-            assert self.conv is not None
-            queries, _, _ = self.conv.weight.chunk(3, -1)
-            fit = self.head_dim**0.5 * queries.square().sum(0).mean()
-            self.q.weight.mul_((MATCH / fit).sqrt())
-            keys.mul_((MATCH / fit).sqrt())
+            self.q.weight.mul_(SHARP)
+            keys.mul_(SHARP)
             return
         if (itself := self.start.itself) is not None:
             keys.copy_(self.q.weight * min(1, math.log(max(2, itself)) / self.head_dim**0.5))
