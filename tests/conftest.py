@@ -13,5 +13,6 @@ torch.set_num_threads(1)
 # A shared two-core machine has no steady clock, so examples get no deadline.
 settings.register_profile("titans", deadline=None, derandomize=True)
 # New examples every night, and many more of them; a failure prints how to repeat it.
-settings.register_profile("nightly", deadline=None, max_examples=2000, print_blob=True)
+number = int(os.environ.get("HYPOTHESIS_EXAMPLES", "2000"))
+settings.register_profile("nightly", deadline=None, max_examples=number, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "titans"))

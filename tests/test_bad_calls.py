@@ -9,6 +9,7 @@ from titans import MirasConfig, NeuralMemory, TitansConfig
 from titans.data import TokenDocuments, iid_batch, load_documents, load_tokenizer
 from titans.evaluation import nats_by_position
 from titans.models import build_model
+from titans.state import State
 from titans.training import build_optimizer
 from titans_miras import MACTransformer, TransformerConfig
 
@@ -50,6 +51,17 @@ MODEL_CALLS = {
         f"attention_mask {i}": lambda m, v=v: m(IDS, attention_mask=v)
         for i, v in enumerate(([[1]], "x", IDS[:, :3], (IDS - 1) - 1e9, IDS * 0.5, IDS * float("nan"), IDS * 2))
     },
+    **{
+        f"store_mask {i}": lambda m, v=v: m(IDS, store_mask=v)
+        for i, v in enumerate(([[1]], "x", IDS[:, :3], IDS * 0.5))
+    },
+    **{f"document_ids {i}": lambda m, v=v: m(IDS, document_ids=v) for i, v in enumerate(([[1]], "x", IDS.float(),
+        IDS[:, :3], IDS.bool()))},
+    **{f"inputs_embeds {i}": lambda m, v=v: m(inputs_embeds=v) for i, v in enumerate(("x", [1.0], IDS,
+        torch.ones(1, 3, 8), torch.ones(1, 3, 16) * NAN, torch.ones(1, 3, 16) / 0, torch.ones(1, 3, 16).long()))},
+    "inputs_embeds both": lambda m: m(IDS, inputs_embeds=torch.ones(1, 9, 16)),
+    **{f"logits_to_keep {v}": lambda m, v=v: m(IDS, logits_to_keep=v) for v in (-1,)},
+    **{f"engine {v}": lambda m, v=v: m.set_engine(v) for v in ("natve", "", None)},
     **{f"rows {v}": lambda m, v=v: m(IDS).state.select(v) for v in (0, [1], [-1], [0.5], [True], "x", None)},
     **{f"copies {v}": lambda m, v=v: m(IDS).state.fork(v) for v in (0, -1, 1.5, None)},
     **{f"put {v}": lambda m, v=v: m(IDS).state.put([0], v) for v in (None, "x", 5)},
@@ -77,6 +89,62 @@ def test_a_memory_mode_that_is_none_is_refused_and_the_model_left_as_it_was(memo
     with pytest.raises(ValueError, match="memory must be one of on, reset, off"):
         nats_by_position(model, [IDS], segment=3, memory=memory)
     assert model.training
+
+
+@pytest.mark.parametrize("embedding", [torch.nn.Embedding(256, 8), torch.nn.Embedding(32, 16), "x"])
+def test_the_drop_in_names_an_embedding_that_does_not_fit(embedding):
+    config = TransformerConfig(num_tokens=256, dim=16, depth=1, segment_len=4)
+    with pytest.raises(ValueError, match="token_emb must"):
+        MACTransformer(config=config, token_emb=embedding)
+
+
+@pytest.mark.parametrize(("field", "value"), [("dim", 15), ("heads", 3), ("segment_len", 0), ("depth", True)])
+def test_an_assignment_that_the_drop_in_refuses_changes_nothing(field, value):
+    config = TransformerConfig(num_tokens=256, dim=16, depth=1, segment_len=4)
+    before = config.model_dump()
+    with pytest.raises(ValueError, match=field):
+        setattr(config, field, value)
+    assert config.model_dump() == before
+
+
+@pytest.mark.parametrize(
+    ("call", "meant"),
+    [
+        (lambda: TitansConfig(variant="mac"), "MAC"),
+        (lambda: TitansConfig(variant="MAGG"), "MAG"),
+        (lambda: TitansConfig.preset("meduim"), "medium"),
+        (lambda: MirasConfig(bias="hubber"), "huber"),
+        (lambda: MirasConfig(retention="anchord"), "anchored"),
+        (lambda: build_model(TitansConfig(**MODEL), engine="fusd"), "fused"),
+        (lambda: load_documents("enwik9"), "enwik8"),
+        (lambda: load_documents("stdlib", "trian"), "train"),
+    ],
+)
+def test_a_name_that_nobody_knows_brings_the_nearest_to_mind(call, meant):
+    with pytest.raises((ValueError, FileNotFoundError), match=f"did you mean '{meant}'"):
+        call()
+
+
+def test_two_functions_of_one_name_are_two_rules():
+    biases = [lambda r, scale=scale: scale * r for scale in (1, 2)] + [lambda r: r**3, lambda r: r**5]
+
+    def times(factor):
+        return lambda r: factor * r
+
+    models = [
+        build_model(TitansConfig(**MODEL, miras=MirasConfig(bias=bias))) for bias in [*biases, times(1.0), times(2.0)]
+    ]
+    assert len({model.fingerprint for model in models}) == len(models)
+    again = build_model(TitansConfig(**MODEL, miras=MirasConfig(bias=biases[0])))
+    assert again.fingerprint == models[0].fingerprint
+
+
+def test_two_kinds_of_state_cannot_share_a_name():
+    class Own(State):
+        pass
+
+    with pytest.raises(TypeError, match="the state 'Own' of .* has this name"):
+        type("Own", (State,), {"__module__": "elsewhere"})
 
 
 def test_the_drop_in_refuses_what_it_would_misread():

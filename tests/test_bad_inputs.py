@@ -356,6 +356,30 @@ def test_a_bad_download_is_named(place, tmp_path, capsys, kind):
     assert "data.source: " in complaint(capsys, words, place)
 
 
+def test_a_model_that_no_machine_holds_is_one_line(place, capsys):
+    huge = ["--set", "model.vocab_size=2147483647", "--set", "model.d_model=1048576"]
+    told = complaint(capsys, ["train", "--config", "PLACE/run.yaml", *huge], place)
+    assert "not enough memory" in told
+
+
+@pytest.mark.parametrize("engine", ["native", "compiled"])
+def test_an_engine_without_its_compiler_is_one_line(place, capsys, monkeypatch, tmp_path, engine):
+    from titans.models import language_model
+    from titans.ops.memory import native
+
+    monkeypatch.setattr(native, "unavailable", lambda: "no C++ compiler was found (g++, clang++ or $CXX)")
+    if engine == "compiled":  # as torch's inductor says it, in the first step
+
+        def fail(*arguments, **named):
+            raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nin\nmany lines")
+
+        monkeypatch.setattr(language_model.TitansModel, "forward", fail)
+    words = ["train", "--config", str(place / "run.yaml"), "--output", str(tmp_path / "run")]
+    assert main([*words, "--set", f"training.engine={engine}"]) == (2 if engine == "native" else 1)
+    told = capsys.readouterr().err
+    assert told.startswith("titans: ") and told.count("\n") == 1 and "C++ compiler" in told and engine in told
+
+
 # -- terminals, pipes and encodings -----------------------------------------------------------------------------------
 
 

@@ -149,11 +149,26 @@ def _read(path: Path, experiment: Experiment, unit: Unit | None) -> dict[str, An
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         before = {name: record[name] for name in ("experiment", "settings")}
-    except (ValueError, KeyError, TypeError) as error:
+        _check_unit(record, experiment)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"--output: {path} is no unit of an experiment; choose another --output") from error
     settings = before["settings"] if unit is None else unit.told["settings"]
     _check_same({"experiment": experiment.name, "settings": settings}, before, path)
     return record
+
+
+def _check_unit(record: dict[str, Any], experiment: Experiment) -> None:
+    """Raise a TypeError or KeyError where the record lacks what a report reads from it."""
+    figures = record["figures"]
+    kinds = (("arm", str), ("seed", int), ("seconds", int | float), ("figures", dict))
+    if record["experiment"] == experiment.name and not {name.partition("@")[0] for name in figures} <= {
+        *experiment.columns
+    }:
+        raise KeyError("figures")
+    if not all(isinstance(record[name], kind) for name, kind in kinds) or not all(
+        isinstance(value, int | float) for value in figures.values()
+    ):
+        raise TypeError("figures")
 
 
 def _check_same(now: Any, before: Any, path: Path, field: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -36,8 +37,8 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
         write(new)
         open_to_umask(aside)
         if path.exists() and path.is_dir() != new.is_dir():
-            kind = IsADirectoryError if path.is_dir() else NotADirectoryError
-            raise kind(None, f"is a {'folder' if path.is_dir() else 'file'}, and not ours to replace", str(path))
+            kind = errno.EISDIR if path.is_dir() else errno.ENOTDIR
+            raise OSError(kind, f"is a {'folder' if path.is_dir() else 'file'}, and not ours to replace", str(path))
         if path.is_dir():
             _swap_folder(path, new, aside / "old")
         else:
@@ -79,11 +80,17 @@ def hash_file(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def bytes_of(tensor: Tensor) -> bytes:
+    """The values of a tensor, row after row, as they lie in memory."""
+    # A copy, always: a tensor of one entry counts as contiguous whatever its strides are, and `view` asks for 1.
+    values = tensor.detach().cpu().flatten().clone(memory_format=torch.contiguous_format)
+    return values.view(torch.uint8).numpy().tobytes()
+
+
 def hash_tensors(tensors: Mapping[str, Tensor], words: Mapping[str, str]) -> str:
     """SHA-256 of tensors, their names, types and shapes, and of the ``words`` that go with them."""
     digest = hashlib.sha256(json.dumps(dict(words), sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        values = tensor.detach().cpu().contiguous().flatten()
-        digest.update(values.view(torch.uint8).numpy().data if values.numel() else b"")
+        digest.update(bytes_of(tensor))
     return digest.hexdigest()

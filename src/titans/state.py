@@ -36,7 +36,10 @@ class State:
 
     def __init_subclass__(cls) -> None:
         """Every kind of state registers itself: for files by name, and with torch's pytree."""
-        KINDS[cls.__name__] = cls
+        known = KINDS.setdefault(cls.__name__, cls)
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise TypeError(f"the state {cls.__name__!r} of {known.__module__} has this name: choose another")
+        KINDS[cls.__name__] = cls  # the newer one, where a module is loaded again
         pytree.register_pytree_node(
             cls, _flatten, lambda values, context: _unflatten(cls, values, context),
             flatten_with_keys_fn=_flatten_with_keys,
@@ -72,7 +75,7 @@ class State:
 
     def fork(self: T, copies: int) -> T:
         """Every row ``copies`` ≥ 1 times, the copies of a row side by side: several ways to go on from one place."""
-        if not isinstance(copies, int) or copies < 1:
+        if not isinstance(copies, int) or isinstance(copies, bool) or copies < 1:
             raise ValueError(f"copies must be an integer of at least 1, got {copies!r}")
         return self.select([row for row in range(self.rows) for _ in range(copies)])
 
@@ -207,7 +210,7 @@ def check_rows(state: State) -> None:
 def encode(tree: Any, tensors: dict[str, Tensor], path: str = "state") -> Any:
     """A tree as plain values for JSON, its tensors moved into ``tensors`` under their paths."""
     if isinstance(tree, Tensor):
-        tensors[path] = tree.detach().cpu().contiguous().clone()
+        tensors[path] = tree.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": path}
     if isinstance(tree, tuple):
         return [encode(item, tensors, f"{path}[{i}]") for i, item in enumerate(tree)]
@@ -253,7 +256,10 @@ def _widen(x: Tensor, dim: int, width: int) -> Tensor:
 def _row_numbers(rows: Sequence[int] | Tensor, batch: int) -> list[int]:
     if not isinstance(rows, Tensor | Sequence) or isinstance(rows, str):
         raise ValueError(f"rows must be a list of row numbers, got {rows!r}")
-    index = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows)).flatten()
+    try:
+        index = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows)).flatten()
+    except (ValueError, TypeError, RuntimeError, OverflowError):
+        raise ValueError(f"rows must be a list of row numbers, got {rows!r}") from None
     if index.numel() and (index.is_floating_point() or index.dtype == torch.bool):
         raise ValueError(f"rows must be row numbers, got {index.dtype}")
     for row in index.tolist():

@@ -5,10 +5,11 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from titans.miras import MLP, GradientDescent, Matrix, MirasConfig, Momentum
 from titans.models import TitansConfig
+from titans.models.config import CheckedModel
 
 MLP_ARGUMENTS = ("depth", "expansion_factor")
 
@@ -22,9 +23,7 @@ def _refuse(field: str, value: Any, why: str) -> ValueError:
     return ValueError(f"{field} = {value!r} is refused: {why}")
 
 
-class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
-
+class _Config(CheckedModel):
     @field_validator("*")
     @classmethod
     def _only_accepted(cls, value: Any, info: ValidationInfo) -> Any:

@@ -21,6 +21,14 @@ def min_p_filter(logits: Tensor, min_p: float = 0.1) -> Tensor:
     return logits.masked_fill(chances < min_p * chances.amax(-1, keepdim=True), float("-inf"))
 
 
+def _check_embedding(embedding: Any, config: TransformerConfig) -> None:
+    if not isinstance(embedding, nn.Module):
+        raise ValueError(f"token_emb must be a module, got {type(embedding).__name__}")
+    wanted = [config.num_tokens, config.dim]
+    if isinstance(embedding, nn.Embedding) and list(embedding.weight.shape) != wanted:
+        raise ValueError(f"token_emb must have [num_tokens, dim] = {wanted}, got {list(embedding.weight.shape)}")
+
+
 class MACTransformer(nn.Module):
     """Memory as Context under the names of python-titans-miras.
 
@@ -46,6 +54,7 @@ class MACTransformer(nn.Module):
         self.config = TransformerConfig.model_validate(config.model_dump())
         self.model = build_model(self.config.to_titans())
         if token_emb is not None:
+            _check_embedding(token_emb, self.config)
             self.model.embedding = token_emb  # type: ignore[assignment]
         for module in self.modules():
             if isinstance(module, NeuralMemory):

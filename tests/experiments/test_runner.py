@@ -69,6 +69,31 @@ def test_the_table_has_medians_and_ranges(toy, console, tmp_path):
     assert results["units"][5]["settings"] == {"size": 4} and results["units"][5]["seconds"] >= 0
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: {},
+        lambda r: [r],
+        lambda r: 5,
+        lambda r: {**r, "arm": None},
+        lambda r: {n: v for n, v in r.items() if n != "seconds"},
+        lambda r: {n: v for n, v in r.items() if n != "arm"},
+        lambda r: {n: v for n, v in r.items() if n != "figures"},
+        lambda r: {**r, "figures": [1]},
+        lambda r: {**r, "figures": {"score": "high"}},
+        lambda r: {**r, "figures": {"nonsense": 1.0}},
+        lambda r: {**r, "seconds": "long"},
+        lambda r: {**r, "settings": None},
+    ],
+)
+def test_a_file_that_is_no_unit_is_named(toy, console, tmp_path, change):
+    run(plan(toy, "tiny", [0], tmp_path), console)
+    file = tmp_path / "units" / "two-seed0.json"
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    with pytest.raises(ValueError, match=r"two-seed0\.json (is no unit of an experiment|was made with)"):
+        run(plan(toy, "tiny", [0], tmp_path), console)
+
+
 def test_units_of_other_settings_are_refused(toy, console, tmp_path):
     run(plan(toy, "tiny", [0], tmp_path), console)
     with pytest.raises(
@@ -232,6 +257,8 @@ def test_they_are_listed(capsys):
         (["ablation", "--seeds", "0 1"], "--seeds: expected numbers with commas between"),
         (["ablation", "--seeds", "1,1"], "--seeds: each seed once, got 1,1"),
         (["ablation", "--threads", "0"], "got 0"),
+        (["ablation", "--threads", "100000"], "got 100000"),  # torch would end the process without a word
+        (["ablatoin"], "did you mean 'ablation'?"),
         (["ablation", "--data", "/nowhere"], "got /nowhere"),
         (["ablation", "--model", "FOLDER"], "--model: ablation takes none"),
         (["ablation", "--data", "FOLDER"], "holds no .txt, .jsonl, .parquet file"),

@@ -9,7 +9,7 @@ import threading
 import pytest
 import torch
 
-from tiny import ids, small
+from tiny import ALL, ids, small
 from titans import MirasConfig, NeuralMemory
 from titans.files import write_whole
 from titans.models import ModelState
@@ -35,6 +35,16 @@ def test_any_bit_that_flipped_is_noticed(saved):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="s.st"):
             ModelState.load(path)
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_a_state_of_one_row_and_one_head_is_saved_wherever_it_stands(tmp_path, variant):
+    model = small(variant, n_heads=1, mem_heads=1, d_model=8)
+    for tokens in range(1, 10):
+        state = model(ids(1, tokens)).state.detach()
+        state.save(tmp_path / "s.st")
+        loaded = ModelState.load(tmp_path / "s.st")
+        assert torch.equal(model(ids(1), state=loaded).logits, model(ids(1), state=state).logits)
 
 
 @pytest.mark.parametrize("share", [0, 0.001, 0.1, 0.5, 0.999])

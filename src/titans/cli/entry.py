@@ -74,6 +74,8 @@ def _unforeseen(error: Exception) -> int:
     told = str(error)
     if isinstance(error, RuntimeError) and any(words in told for words in OUT_OF_MEMORY):
         return _complain(f"not enough memory: {told}", 1)
+    if "InvalidCxxCompiler" in told:
+        return _complain("engine 'compiled' needs a C++ compiler (g++, clang++ or $CXX)", 1)
     return _complain(f"{type(error).__name__}: {told} (TITANS_TRACEBACK=1 shows where)", 1)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from titans.cli.errors import BadInput, checking_input
+from titans.names import suggestion
 
 Scale = Literal["tiny", "small", "medium", "large"]
 
@@ -27,7 +28,7 @@ def experiment(
     model: Annotated[Path | None, typer.Option(exists=True, help="Folder of a saved model.")] = None,
     row: Annotated[str | None, typer.Option(help="Run one row of this name, as --set says.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a setting.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=512, help="CPU threads of torch.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the experiments and what they ask.")] = False,
 ) -> int:
     """Run an experiment: results.json, table.md, figure.png, and a record of every finished unit."""
@@ -46,7 +47,8 @@ def experiment(
             typer.echo(f"{known.name:{width}}  {known.purpose}")
         return 0
     if name not in EXPERIMENTS and not name.endswith(".py"):
-        raise BadInput(f"NAME: {name!r} is none of {', '.join(EXPERIMENTS)}, and no .py file")
+        hint = suggestion(name, EXPERIMENTS)
+        raise BadInput(f"NAME: {name!r} is none of {', '.join(EXPERIMENTS)}, and no .py file{hint}")
     if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", seeds):
         raise BadInput(f"--seeds: expected numbers with commas between, such as 0,1,2, got {seeds}")
     if row is not None and not re.fullmatch(r"\w[\w.-]*", row):

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from titans.data.sources import CORPORA, corpus
+from titans.names import suggestion, unknown
 
 SPLITS = ("train", "validation", "test")
 SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -63,7 +64,7 @@ def load_documents(
         ImportError: a ``.parquet`` file is asked for and pyarrow is not installed.
     """
     if split not in SPLITS:
-        raise ValueError(f"split: {split!r} is none of {', '.join(SPLITS)}")
+        raise ValueError(unknown("split:", split, SPLITS))
     if source in CORPORA:
         return CORPORA[str(source)](split, data_dir)
     if not str(source):
@@ -72,6 +73,7 @@ def load_documents(
     if not path.exists():
         raise FileNotFoundError(
             f"source: {str(source)!r} is neither {', '.join(CORPORA)} nor an existing file or folder"
+            f"{suggestion(str(source), CORPORA)}"
         )
     return _local_documents(path, split, text_field)
 
@@ -193,7 +195,7 @@ def _read_files(files: list[Path], source: Path, text_field: str) -> list[str]:
 
 
 def _read_text(file: Path, text_field: str) -> list[str]:
-    return [_text_of(file.read_bytes())]
+    return [_text_of(file.read_bytes(), file)]
 
 
 def _read_jsonl(file: Path, text_field: str) -> list[str]:
@@ -205,7 +207,7 @@ def read_jsonl(file: Path, text_field: str, lines: Iterable[bytes]) -> Iterator[
     """The texts of a ``.jsonl`` file, one a line; ``lines`` are those of the file, open for bytes."""
     # Bytes end a line at \n alone; in text mode other characters could.
     for number, content in enumerate(lines, start=1):
-        line = _text_of(content) if number == 1 else content.decode("utf-8", errors="replace")
+        line = _text_of(content, file) if number == 1 else content.decode("utf-8", errors="replace")
         if not line.strip():
             continue
         try:
@@ -246,8 +248,10 @@ def read_parquet(file: Path, text_field: str) -> Iterator[tuple[str, float]]:
         raise ValueError(f"source: {file} is not a readable .parquet file: {error}") from error
 
 
-def _text_of(content: bytes) -> str:
+def _text_of(content: bytes, file: Path) -> str:
     """A file's text without its byte order mark."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(f"source: {file} is UTF-16, texts must be UTF-8")
     return content.removeprefix(codecs.BOM_UTF8).decode("utf-8", errors="replace")
 
 

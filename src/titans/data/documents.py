@@ -52,6 +52,8 @@ class TokenDocuments:
         before, after = np.array([0], dtype=np.uint8), np.array([1], dtype=np.uint8)
         pieces, lengths = [], []
         for text in texts:
+            if not isinstance(text, str):
+                raise ValueError(f"texts: must be strings, got {type(text).__name__}")
             ids, n_bytes = tokenizer.encode_with_bytes(text)
             if not len(ids):
                 continue

@@ -236,8 +236,8 @@ def _draw(key: str) -> int:
 
 
 def _check_length(length: int) -> None:
-    if length < 2:
-        raise ValueError(f"length: {length} must be at least 2, one token to read and one to predict")
+    if not isinstance(length, int) or length < 2:
+        raise ValueError(f"length: {length!r} must be an integer of at least 2, one token to read and one to predict")
 
 
 def _example(documents: TokenDocuments, spans: Sequence[tuple[int, int]]) -> dict[str, Tensor]:

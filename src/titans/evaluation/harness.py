@@ -16,7 +16,7 @@ from titans.data import ByteTokenizer, Tokenizer
 from titans.evaluation.reading import rows_at_once
 from titans.evaluation.task import EvaluationError, NotMeasurable, Record, Task
 from titans.evaluation.tasks import make_tasks
-from titans.files import write_whole
+from titans.files import bytes_of, write_whole
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def _identity(model: Any, tokenizer: Tokenizer) -> dict[str, Any]:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(bytes_of(tensor))
     config = getattr(model, "config", None)
     told = "" if config is None else json.dumps(config.to_dict(), sort_keys=True)
     kind = "bytes" if isinstance(tokenizer, ByteTokenizer) else _tokenizer_digest(tokenizer)

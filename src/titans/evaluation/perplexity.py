@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from titans.models import TitansModel
+from titans.names import unknown
 
 MemoryMode = Literal["on", "reset", "off"]
 
@@ -53,7 +54,7 @@ def nats_of_rows(model: TitansModel, ids: Tensor, *, segment: int, memory: Memor
     if segment < 1:
         raise ValueError(f"segment must be at least 1, got {segment}")
     if memory not in get_args(MemoryMode):  # a misspelt "reset" would read on and show no difference
-        raise ValueError(f"memory must be one of {', '.join(get_args(MemoryMode))}, got {memory!r}")
+        raise ValueError(unknown("memory", memory, get_args(MemoryMode)))
     state, last, pieces = None, None, []
     for part in ids.split(segment, 1):
         if state is not None and memory == "reset":

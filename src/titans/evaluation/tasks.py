@@ -16,6 +16,7 @@ from titans.evaluation.ppl import Perplexity
 from titans.evaluation.running_text import running_text
 from titans.evaluation.task import EvaluationError, Task
 from titans.evaluation.worlds import STORIES
+from titans.names import suggestion
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "niah": ("niah_single_1", "niah_single_2", "niah_single_3"),
@@ -42,7 +43,8 @@ def make_task(name: str, text: str = "stdlib", split: str = "validation") -> Tas
         EvaluationError: unknown name, or something that the task needs is missing.
     """
     if name not in TASKS:
-        raise EvaluationError(f"tasks: {name!r} is none of {', '.join([*GROUPS, *TASKS])}")
+        known = [*GROUPS, *TASKS]
+        raise EvaluationError(f"tasks: {name!r} is none of {', '.join(known)}{suggestion(name, known)}")
     if name in SETTINGS:
         return Niah(name, running_text(text, split) if SETTINGS[name].haystack == "text" else None)
     if name.startswith("mqar"):

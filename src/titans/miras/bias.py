@@ -5,6 +5,7 @@ Legend: residual r = M(k) - v [..., D]; delta: Huber threshold, [..., 1] or [...
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
@@ -156,8 +157,20 @@ class ErrorSignal(Bias):
     @field_serializer("function")
     def _by_name(self, function: Callable[[Tensor], Tensor], info: SerializationInfo) -> str:
         if info.context == BY_NAME:
-            return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"
+            return _describe(function)
         raise ValueError(
             f"bias {getattr(function, '__name__', function)!r} is a bare function: to save it, define a class derived "
             "from titans.miras.Bias with a name of its own"
         )
+
+
+def _describe(function: Callable) -> str:
+    """A function's name, and a hash of what it computes, so far as Python tells: two lambdas may share a name."""
+    name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return name
+    cells = [repr(cell.cell_contents) for cell in function.__closure__ or ()]  # type: ignore[attr-defined]
+    constants = [value for value in code.co_consts if not hasattr(value, "co_code")]  # inner functions carry addresses
+    told = repr((code.co_code, constants, code.co_names, function.__defaults__, cells))  # type: ignore[attr-defined]
+    return f"{name} {hashlib.sha256(told.encode()).hexdigest()[:16]}"

@@ -6,6 +6,8 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 
+from titans.names import unknown
+
 BY_NAME = {"classes and functions": "by name"}  # serialisation context of a fingerprint, which nobody reads back
 Axis = TypeVar("Axis", bound="Choice")
 
@@ -64,5 +66,5 @@ class Choice(BaseModel):
         name = arguments.pop("name")
         member = cls.members.get(name) if isinstance(name, str) else None
         if member is None:
-            raise ValueError(f"{cls.axis} {name!r} is unknown; known: {', '.join(sorted(cls.members))}")
+            raise ValueError(unknown(cls.axis, name, sorted(cls.members)))
         return member(**arguments)  # type: ignore[return-value]

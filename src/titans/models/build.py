@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from titans.models.config import TitansConfig
 from titans.models.folder import read_folder, write_folder
@@ -15,6 +17,10 @@ from titans.ops.memory import Engine
 
 def build_model(config: TitansConfig, engine: Engine | None = None) -> TitansModel:
     """The model that ``config`` describes, as an instance of its variant's class; ``engine``: see `TitansModel`."""
+    if not isinstance(config, TitansConfig):
+        raise ValueError(
+            f"config must be a TitansConfig, got {type(config).__name__} (TitansConfig.from_dict reads one)"
+        )
     kind = CLASSES.get(config.variant, TitansModel)
     model = kind.__new__(kind)
     TitansModel.__init__(model, config, engine)
@@ -23,6 +29,8 @@ def build_model(config: TitansConfig, engine: Engine | None = None) -> TitansMod
 
 def save_model(model: TitansModel, path: str | Path) -> None:
     """Write a folder that every reader opens, see `titans.models.folder`."""
+    if not str(path):
+        raise ValueError("path: is empty; name a folder, '.' for this one")
     tensors = {n: p.detach().cpu().contiguous() for n, p in model.state_dict().items()}
     if model.config.tie_embeddings:
         del tensors["head.weight"]
@@ -32,20 +40,35 @@ def save_model(model: TitansModel, path: str | Path) -> None:
 def load_model(path: str | Path) -> TitansModel:
     """Read a model's folder, whoever wrote it: ``save_pretrained``, training (checkpoints too), or transformers.
 
+    Weights of less than 32 bits become float32, which holds them all; those of float64 stay what they are.
+
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: the weights do not fit the configuration, or were made for other semantics.
+        ValueError: the weights do not fit the configuration, were made for other semantics, or are not finite.
     """
     config, tensors = read_folder(path)
+    _check_tensors(tensors, path)
     model = build_model(config)
+    if any(tensor.dtype == torch.float64 for tensor in tensors.values()):
+        model.double()
     if config.tie_embeddings and "embedding.weight" in tensors:
-        tensors["head.weight"] = tensors["embedding.weight"]
+        shared = tensors["embedding.weight"]
+        if not torch.equal(tensors.setdefault("head.weight", shared), shared):
+            raise ValueError(f"model folder {str(path)!r}: head.weight differs from the embedding it is tied to")
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         what = " ".join(str(error).split())
         raise ValueError(f"model folder {str(path)!r} does not fit its config.json: {what}") from error
     return model
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"model folder {str(path)!r}: {name} must be floating point, got {tensor.dtype}")
+        if not tensor.isfinite().all():
+            raise ValueError(f"model folder {str(path)!r}: {name} has entries that are not finite")
 
 
 def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:

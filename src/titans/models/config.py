@@ -14,6 +14,8 @@ from titans.layers.gates import default_heads, default_theta_max
 from titans.miras import MirasConfig
 from titans.miras.config import resolve_miras
 from titans.models.registry import MIXERS
+from titans.models.yaml_text import parse_yaml
+from titans.names import unknown
 
 MODEL_TYPE = "titans"  # what a model folder's config.json calls itself
 FREE = ("gradient_checkpointing", "max_seq_len", "lr")  # what changes nothing that a built model computes
@@ -138,14 +140,13 @@ class TitansConfig(CheckedModel):
         if values["model_type"] != MODEL_TYPE:
             raise ValueError(f"model_type must be {MODEL_TYPE!r}, got {values['model_type']!r}")
         values = values.get("titans") or values  # older folders of transformers' kept our fields under this name
-        older = {} if "attention_conv" in values else {"attention_conv": 0}  # files of before there was one
-        return {name: values[name] for name in cls.model_fields if name in values} | older
+        return {name: values[name] for name in cls.model_fields if name in values}
 
     @field_validator("variant")
     @classmethod
     def _known(cls, variant: str) -> str:
         if variant not in MIXERS:
-            raise ValueError(f"variant must be one of {', '.join(MIXERS)}, got {variant!r}")
+            raise ValueError(unknown("variant", variant, MIXERS))
         return variant
 
     @model_validator(mode="after")
@@ -199,9 +200,9 @@ class TitansConfig(CheckedModel):
     def preset(cls, size: str, variant: str = "MAC", **changes: Any) -> TitansConfig:
         """The preset ``size`` ("tiny" … "large") of ``variant``, with fields changed by name."""
         if size not in PRESETS:
-            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {size!r}")
+            raise ValueError(unknown("preset", size, PRESETS))
         if variant not in PRESET_LAYERS[size]:
-            raise ValueError(f"variant must be one of {', '.join(PRESET_LAYERS[size])}, got {variant!r}")
+            raise ValueError(unknown("variant", variant, PRESET_LAYERS[size]))
         fields = {**PRESETS[size], "n_layers": PRESET_LAYERS[size][variant], "variant": variant}
         return cls(**{**fields, **changes})
 
@@ -285,12 +286,10 @@ class TitansConfig(CheckedModel):
             ValueError: it is not JSON, no mapping (both named with the file), or no such configuration.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_each_key_once)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
-        return cls.from_dict(values)
+        return cls.from_dict(_mapping(values, path))
 
     def to_yaml(self, path: str | Path) -> None:
         """Write the configuration as YAML."""
@@ -298,4 +297,27 @@ class TitansConfig(CheckedModel):
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> TitansConfig:
-        return cls.from_dict(yaml.safe_load(Path(path).read_text()))
+        """Read what `to_yaml` wrote, or a hand.
+
+        Raises:
+            ValueError: it is not YAML, no mapping (both named with the file), or no such configuration.
+        """
+        try:
+            values = parse_yaml(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        return cls.from_dict(_mapping(values, path))
+
+
+def _mapping(values: Any, path: str | Path) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
+    return values
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    told = dict(pairs)
+    if len(told) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"{twice[:100]!r} is given twice")
+    return told

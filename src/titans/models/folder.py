@@ -59,7 +59,7 @@ def read_folder(folder: str | Path) -> tuple[TitansConfig, dict[str, Tensor]]:
         raise FileNotFoundError(f"model folder {str(folder)!r} has no {CONFIG}")
     names = [WEIGHTS]
     if not (folder / WEIGHTS).is_file() and (folder / INDEX).is_file():
-        names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        names = _shards(folder / INDEX)
     told = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     config = TitansConfig.from_dict(told)
     tensors: dict[str, Tensor] = {}
@@ -72,3 +72,14 @@ def read_folder(folder: str | Path) -> tuple[TitansConfig, dict[str, Tensor]]:
         made_for = told if "model_type" in told else metadata  # transformers writes no metadata of ours
         check_semantics(made_for.get("semantics", made_for.get("computation")), f"model folder {str(folder)!r}")
     return config, tensors
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that weights in several files lie in, all of them beside the index."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError(f"{index} is no index of weights") from None
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise ValueError(f"{index} names no weights beside it")
+    return names

@@ -28,6 +28,7 @@ from titans.models.generation import GenerationMixin
 from titans.models.memorize import MemorizeMixin
 from titans.models.state import ModelState, Origin, hash_weights
 from titans.ops.memory import Engine, check_engine, check_finite, pick
+from titans.ops.memory.scan import check_range
 from titans.ops.rows import Packing, Rows
 from titans.state import counts
 
@@ -155,6 +156,8 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
         x = self._read(input_ids, inputs_embeds)
         self._check(x, labels, state, logits_to_keep)
         mask = self._flags("attention_mask", attention_mask, x)
+        if inputs_embeds is not None and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            check_range("inputs_embeds", x if mask is None else x[mask])
         store = self._flags("store_mask", store_mask, x)
         documents = self._documents(document_ids, x)
         packing = None
@@ -173,6 +176,8 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
         hidden, told = stream[-1], stream if output_hidden_states else None
         if labels is None:
             return ModelOutput(self.head(hidden[:, -logits_to_keep:]), after, None, told)
+        if isinstance(num_items_in_batch, int | float) and not num_items_in_batch > 0:
+            raise ValueError(f"num_items_in_batch must be positive, got {num_items_in_batch}")
         logits = self.head(hidden)
         loss = _loss(logits, _targets(labels.long(), mask, document_ids), num_items_in_batch)
         return ModelOutput(logits[:, -logits_to_keep:], after, loss, told)
@@ -266,6 +271,8 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
     def _documents(self, documents: Tensor | None, like: Tensor) -> Tensor | None:
         if documents is None:
             return None
+        if not isinstance(documents, Tensor):
+            raise ValueError(f"document_ids must be a tensor, got {type(documents).__name__}")
         if documents.shape != like.shape[:2] or documents.is_floating_point() or documents.dtype == torch.bool:
             raise ValueError(
                 f"document_ids must be integers of input_ids' shape {list(like.shape[:2])}, got {documents.dtype} "
@@ -284,6 +291,8 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
                 raise ValueError(
                     f"inputs_embeds must be a non-empty [B, T, {self.config.d_model}], got {list(embeds.shape)}"
                 )
+            if not embeds.is_floating_point():
+                raise ValueError(f"inputs_embeds must be floating point, got {embeds.dtype}")
             return embeds
         if not isinstance(ids, Tensor):
             raise ValueError(f"input_ids must be a tensor, got {type(ids).__name__}")
@@ -310,8 +319,8 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
             wrong = labels[(labels != -100) & ((labels < 0) | (labels >= self.config.vocab_size))]
             if wrong.numel():
                 raise ValueError(f"labels must lie in 0..{self.config.vocab_size - 1} or be -100, got {int(wrong[0])}")
-        if keep < 0:
-            raise ValueError(f"logits_to_keep must be at least 0, got {keep}")
+        if not isinstance(keep, int) or keep < 0:
+            raise ValueError(f"logits_to_keep must be an integer of at least 0, got {keep!r}")
         if state is not None:
             self.check_state(state, x.shape[0])
 
@@ -321,6 +330,8 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
             raise ValueError(f"state must be a ModelState, got {type(state).__name__}")
         if state.origin.fingerprint != self.fingerprint:
             raise ValueError("state was made by a model of another configuration")
+        if len(state.layers) != len(self.blocks):
+            raise ValueError(f"state has {len(state.layers)} layers, the model {len(self.blocks)}")
         if rows is not None and state.rows != rows:
             raise ValueError(f"state has {state.rows} rows, input_ids has {rows}")
         if not state.origin.made_by(self) and state.origin.weights != hash_weights(self):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ def probe_memories(model: TitansModel, input_ids: Tensor, state: ModelState | No
     """Read a text and look into every layer's memory; empty for the baselines.
 
     Args:
-        model: any variant; it is left as it was.
+        model: any variant; it is left as it was, and others may use it meanwhile.
         input_ids: int64 [B, T], T at least the chunk size, without padding.
         state: where the streams stand, all rows at the same place; None starts new ones.
 
@@ -61,9 +62,21 @@ def probe_memories(model: TitansModel, input_ids: Tensor, state: ModelState | No
         raise ValueError(
             f"input_ids must have at least chunk_size = {model.config.chunk_size} tokens, got {input_ids.shape[1]}"
         )
+    model, state = _aside(model, state)
+    memories = [module for module in model.modules() if isinstance(module, NeuralMemory)]
     with observed(memories) as seen:
         model(input_ids, state=state, logits_to_keep=1)
     return [_reading(memory, *pieces) for memory, pieces in zip(memories, seen, strict=True)]
+
+
+def _aside(model: TitansModel, state: ModelState | None) -> tuple[TitansModel, ModelState | None]:
+    """A second model on the same weights, and the state as its own: others may be using the model meanwhile."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    copy = deepcopy(model, shared)
+    if state is None:
+        return copy, None
+    model.check_state(state, state.rows)
+    return copy, replace(state, origin=copy.origin)
 
 
 @contextmanager

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 # Raised when the same configuration and weights would compute something else; older files are then refused.
-# 1: sigmoid gates in MAG and MAC; 2: MAC without `read_through`, values of any length, θ without (1 - η).
-SEMANTICS = "3"
+# 1: sigmoid gates in MAG and MAC; 2: MAC without `read_through`, values of any length, θ without (1 - η);
+# 3: MAG as a product alone.
+SEMANTICS = "4"
 
 
 def check_semantics(made_for: str | None, what: str) -> None:

@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load as tensors_of
-from safetensors.torch import save as bytes_of
+from safetensors.torch import save as file_of
 from torch import Tensor, nn
 
-from titans.files import hash_tensors, write_whole
+from titans.files import bytes_of, hash_tensors, write_whole
 from titans.models.semantics import SEMANTICS, check_semantics
 from titans.models.stored import Dtype, pack, unpack
 from titans.state import State, check_rows, counts, decode, encode, walk
@@ -105,8 +105,7 @@ def hash_weights(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name} {list(parameter.shape)}".encode())
-        rounded = parameter.detach().cpu().to(torch.bfloat16).contiguous()
-        digest.update(rounded.view(torch.uint8).numpy().tobytes())
+        digest.update(bytes_of(parameter.detach().to(torch.bfloat16)))
     return digest.hexdigest()
 
 
@@ -182,7 +181,7 @@ class ModelState(State):
         if about is not None:
             metadata["about"] = json.dumps(about)
         metadata["hash"] = hash_tensors(tensors, metadata)
-        write_whole(path, lambda aside: aside.write_bytes(bytes_of(tensors, metadata)))
+        write_whole(path, lambda aside: aside.write_bytes(file_of(tensors, metadata)))
 
     @classmethod
     def load(cls, path: str | Path) -> ModelState:

@@ -303,7 +303,7 @@ def check_stamp(found: Found, stamp: Stamp) -> None:
     if found.stamp.processes != stamp.processes:
         raise ConfigError(
             f"training.batch_size: the run was started with {found.stamp.processes} processes, each with its "
-            f"own batches; it cannot be resumed with {stamp.processes}"
+            f"own share of the batches; it cannot be resumed with {stamp.processes}"
         )
     for split, fingerprint in stamp.corpus.items():
         before = found.stamp.corpus.get(split)

@@ -1,9 +1,7 @@
 """The configuration of a training run: one YAML file, checked field by field, with ``--set`` overrides."""
 
 import copy
-import difflib
 import os
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -13,6 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from titans.models import TitansConfig
 from titans.models.config import MOST, CheckedModel
+from titans.models.yaml_text import parse_yaml
+from titans.names import suggestion
 from titans.ops.memory import Engine
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -76,7 +76,7 @@ class TrainingSection(Section):
         init_from: folder of a finished model to train on from, with a fresh optimizer and schedule; its configuration
             must be the run's, but for the length of windows (``data.length``) and the learning rate. None starts anew.
         steps: optimizer steps of the whole run.
-        batch_size: windows per device and micro-batch.
+        batch_size: windows per micro-batch, of all processes together; a multiple of their number.
         gradient_accumulation: micro-batches per optimizer step.
         lr, min_lr_ratio, warmup_steps, weight_decay: see `titans.training.optimizer`; lr is the model's when left out.
         clip: largest gradient norm, 0 switches clipping off.
@@ -269,31 +269,11 @@ def _validated(model: type[Model], raw: dict[str, Any], overrides: Sequence[str]
         raise ConfigError(f"{origin}: {type(error).__name__}: {error}") from error
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads ``1e-3`` as a number, as YAML 1.2 and every user do, and refuses a key given twice."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        known = set()
-        for key, _ in node.value:
-            if key.value in known and isinstance(key, yaml.ScalarNode):
-                line = key.start_mark.line + 1
-                raise yaml.YAMLError(f"{_short(key.value)} is given twice, again in line {line}")
-            known.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
 def _parse_yaml(text: str, origin: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)
-    except RecursionError:
-        raise ConfigError(f"{origin}: nested too deeply") from None
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:  # the others: a date of month 13, say
-        raise ConfigError(f"{origin}: not YAML: {_short(' '.join(str(error).split()), str)}") from error
+        return parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"{origin}: {_short(str(error), str)}") from error
 
 
 def set_field(raw: dict[str, Any], override: str) -> None:
@@ -330,5 +310,4 @@ def _suggestion(path: list[str], root: type[BaseModel] | None) -> str:
     fields = root.model_fields if root is not None else {}
     for part in path[:-1]:
         fields = getattr(fields[part].annotation, "model_fields", {}) if part in fields else {}
-    close = difflib.get_close_matches(path[-1], fields, n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
+    return suggestion(path[-1], fields)

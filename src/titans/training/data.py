@@ -181,9 +181,13 @@ def load_saved_tokenizer(model_dir: str | Path) -> Tokenizer:
         ValueError: the folder's tokenizer is not readable.
     """
     folder = Path(model_dir)
-    if not (folder / TOKENIZER).exists():
-        older = folder / "tokenizer"  # where runs kept it before their folders were those of transformers
+    settings, older = folder / "tokenizer_config.json", folder / "tokenizer"  # the latter of runs of some time ago
+    if not settings.exists() and not (folder / TOKENIZER).exists():
         return load_tokenizer(older) if older.exists() else ByteTokenizer()
-    settings = folder / "tokenizer_config.json"
-    told = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
-    return ByteTokenizer() if told.get(BYTES) else load_tokenizer(folder)
+    try:
+        told = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
+        if told.get(BYTES):
+            return ByteTokenizer()
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"tokenizer: {settings} is no mapping in JSON: {error}") from error
+    return load_tokenizer(folder)

@@ -1,6 +1,7 @@
 """A training run from its configuration: data, model, Trainer, and what is left in the output folder."""
 
 import math
+import os
 import secrets
 import warnings
 from collections.abc import Iterator, Sequence
@@ -151,7 +152,7 @@ def _assemble(
     """The model from its seed, and the Trainer with its callbacks around it."""
     settings = config.training
     arguments = trainer_arguments(settings)
-    windows_per_step = settings.batch_size * settings.gradient_accumulation * arguments.world_size
+    windows_per_step = settings.batch_size * settings.gradient_accumulation
     folder = Path(settings.output_dir)
     metrics = Metrics(folder / checkpoints.METRICS_FILE, windows_per_step * config.data.length)
     display = Display(console, metrics, settings.log_every)
@@ -164,18 +165,22 @@ def _assemble(
     end = data.tokenizer.separator_id
     ends = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
     model = TitansForCausalLM(TitansHFConfig(config.model, **ends))
-    model.model.set_engine(settings.engine)
+    try:
+        model.model.set_engine(settings.engine)
+    except ValueError as error:
+        raise ConfigError(f"training.engine: {error}") from error
     evaluation = data.validation
     if evaluation is not None and settings.carry_state:
-        rows = arguments.per_device_eval_batch_size * arguments.world_size
-        evaluation = EvaluationStreams(evaluation.documents, config.data.length, rows, config.eval_windows)
+        evaluation = EvaluationStreams(
+            evaluation.documents, config.data.length, settings.batch_size, config.eval_windows
+        )
     trainer = TitansTrainer(
         settings,
         model=model,
         args=arguments,
         processing_class=auto_tokenizer(data.tokenizer),
         data_collator=collate,
-        train_dataset=_windows(config, data, windows_per_step, arguments.world_size),
+        train_dataset=_windows(config, data, windows_per_step),
         eval_dataset=evaluation,
         callbacks=[metrics, pictures, display, *callbacks],
     )
@@ -183,24 +188,44 @@ def _assemble(
     return trainer, metrics, display
 
 
-def _windows(config: TrainConfig, data: RunData, windows_per_step: int, processes: int) -> WindowDataset:
+def _windows(config: TrainConfig, data: RunData, windows_per_step: int) -> WindowDataset:
     """All windows of the run."""
     settings, length = config.training, config.data.length
     total = settings.steps * windows_per_step
     if not settings.carry_state:
         return WindowDataset(data.training, length, settings.seed, total)
-    streams = settings.carry_turns * settings.batch_size * processes
+    streams = settings.carry_turns * settings.batch_size
     return StreamDataset(data.training, length, streams, settings.carry_fresh, settings.seed, total)
 
 
 def trainer_arguments(settings: TrainingSection) -> TrainingArguments:
-    """Our settings in transformers' words, everything that prints or reports on its own switched off."""
+    """Our settings in transformers' words, everything that prints or reports on its own switched off.
+
+    Raises:
+        ConfigError: the batch cannot be shared out, or the environment's words for several processes do not fit.
+    """
+    try:
+        processes = int(os.environ.get("WORLD_SIZE") or 1)
+        if settings.batch_size % processes:
+            raise ConfigError(
+                f"training.batch_size: must be a multiple of the {processes} processes, got {settings.batch_size}"
+            )
+        arguments = _arguments(settings, settings.batch_size // processes)
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # a process, a device: with several it would split batches again
+    except ConfigError:
+        raise
+    except ValueError as error:  # LOCAL_RANK without MASTER_ADDR, say
+        raise ConfigError(f"training: cannot start here: {error}") from error
+    return arguments
+
+
+def _arguments(settings: TrainingSection, rows: int) -> TrainingArguments:
     on_cpu = settings.device == "cpu" or not torch.accelerator.is_available()
     return TrainingArguments(
         output_dir=settings.output_dir,
         max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
+        per_device_train_batch_size=rows,
+        per_device_eval_batch_size=rows,
         gradient_accumulation_steps=settings.gradient_accumulation,
         learning_rate=settings.lr,
         max_grad_norm=settings.clip,

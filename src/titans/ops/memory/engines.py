@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import torch
 
 from titans.miras import MirasConfig
+from titans.names import unknown
 from titans.ops.memory import fused, native
 from titans.ops.memory.chunk_rule import unsupported
 from titans.ops.memory.chunked import Scanned, chunked_scan
@@ -32,7 +33,7 @@ ENGINES: dict[str, Scan] = {
 def check_engine(engine: str) -> None:
     """Raise a ValueError unless ``engine`` is one."""
     if engine not in get_args(Engine):
-        raise ValueError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}")
+        raise ValueError(unknown("engine", engine, get_args(Engine)))
 
 
 def pick(engine: str, miras: MirasConfig, device: torch.device) -> tuple[str, str]:

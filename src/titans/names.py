@@ -1,0 +1,20 @@
+"""What to say of a name that nobody knows."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def unknown(what: str, value: object, known: Iterable[str]) -> str:
+    """``what must be one of a, b, c, got 'bb', did you mean 'b'?``"""
+    names = list(known)
+    return f"{what} must be one of {', '.join(names)}, got {value!r}{suggestion(value, names)}"
+
+
+def suggestion(value: object, known: Iterable[str]) -> str:
+    """``, did you mean 'b'?`` where a known name is spelt much like ``value``, upper and lower case alike; else
+    nothing."""
+    by_sound = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(value.lower(), by_sound, n=1) if isinstance(value, str) else []
+    return f", did you mean {by_sound[close[0]]!r}?" if close else ""
