@@ -78,6 +78,7 @@ def main() -> None:
         "tokens": file.tokens,
         "pieces": len(watch.bytes),
         "resident_after_warm_up": [min(settled), max(settled)],
+        "resident_by_tenths": [watch.bytes[int(i / 10 * (len(watch.bytes) - 1))] for i in range(11)],
         "spread": round(max(settled) / min(settled) - 1, 5),
         "tokens_per_second": round(rate),
         "engine_tokens_per_second": round(own),
