@@ -1,0 +1,260 @@
+"""One token of every row: the dual form with a chunk of fixed size and the current row of each of its kernels.
+
+The engines keep an open chunk as its tokens and form K, P and m from all their gates at every call. Here a token adds
+one column and brings row t of each up to date, which is O(C), and no shape ever changes:
+
+    L_t[i] θ_i = η_t L_{t-1}[i] θ_i  (θ_t at i = t)           h_t = η_t h_{t-1}
+    K_t[i] θ_i = (1 - α_t) K_{t-1}[i] θ_i + w_t L_t[i] θ_i    m_t = (1 - α_t) m_{t-1} + w_t h_t
+    P_t = (1 - α_t) P_{t-1}
+
+with L for Lη of math.md §3. h and m follow the recursions of L and K, so they stand in one more column of theirs.
+Columns that the chunk has not filled yet have weight 0 in L and K. Reads and the chunk's end are the general engine's.
+
+Legend: B batch, H heads, G = B·H rows, C chunk, p tokens in the open chunk, n numbers of a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from titans.miras import MirasConfig
+from titans.ops.memory.chunked import decays_of, fold, read_chunk
+from titans.ops.memory.decay import Decay
+from titans.ops.memory.rule import Maps, RowRule, Rule
+from titans.ops.memory.scan import memory_start
+from titans.ops.memory.state import MemoryState, OpenChunk
+from titans.ops.memory.tokens import Gates, Tokens
+from titans.ops.place import Place, branch, choose, unchanged
+from titans.ops.rows import columns, valid
+from titans.state import State, counts
+
+
+@dataclass(frozen=True)
+class StepMemory(State):
+    """What a `MemoryState` holds, in tensors whose shapes never change.
+
+    Attributes:
+        weights, momentum: A and S per map at the open chunk's start, [B, H, out, in] (vector: [B, H, D]).
+        used: W = φ(A) there; empty where A is itself replaced by it.
+        tokens: the open chunk's tokens from column 0 on, [B, H, C, n]: a and δ of every map, θ, η, α, w.
+        kernel: K_t[i] θ_i of the last token t, [B, H, C]; with momentum [B, H, C + 1], the last column m_t.
+        push: L_t[i] θ_i likewise, [B, H, C + 1], the last column h_t; None without momentum.
+        retained: P_t, [B, H, 1]; None without forgetting.
+    """
+
+    weights: Maps
+    momentum: Maps
+    used: Maps
+    tokens: Tensor
+    kernel: Tensor
+    push: Tensor | None
+    retained: Tensor | None
+
+
+def unstepped(miras: MirasConfig) -> str | None:
+    """Why a rule has no step of fixed shapes, as the end of a sentence; None where it has."""
+    return None if miras.gates == "head" else f"gates are per {miras.gates}, not per head"
+
+
+def step(rule: Rule, tokens: Tokens, state: StepMemory, place: Place, offset: int = 0) -> tuple[Tensor, StepMemory]:
+    """Write one token per row into the memory and read it right after, as `titans.ops.memory.scan` does.
+
+    Args:
+        rule, tokens: in the public layout, [B, 1, H, ...].
+        state: where the rows' memories stand.
+        place: where the streams stand.
+        offset: tokens that the memory had read before each stream's first.
+
+    Returns:
+        y [B, 1, H, D] in q's dtype, and the new state.
+    """
+    batch, heads, size = state.tokens.shape[:3]
+    dtype = state.tokens.dtype
+    with torch.autocast(tokens.q.device.type, enabled=False):
+        flat = tokens.each(lambda x: x.to(dtype).reshape(batch * heads, 1, *x.shape[3:]))
+        if flat.delta is not None and flat.delta.dim() == 2:
+            flat = replace(flat, delta=flat.delta.unsqueeze(-1))
+        if place.active is not None:
+            flat = replace(flat, gates=flat.gates.where(place.active.repeat_interleave(heads).unsqueeze(1)))
+        bound, (weights, momentum, used) = (
+            rule.reading(batch, dtype),
+            map(_flat, (state.weights, state.momentum, state.used)),
+        )
+        inputs, errors, _ = bound.gradient_factors(used or weights, flat.k, flat.v, flat.delta)
+        column = torch.cat((*inputs, *errors, *_numbers(flat.gates, place)), -1).unflatten(0, (batch, heads))
+        stored = place.put(state.tokens, place.column(size, offset), column)
+        sums = _advance(state, flat.gates, place.mark(size, offset, state.kernel.shape[2], dtype))
+        inputs, errors, rest = _split(stored.flatten(0, 1), weights)
+        decay = _decay(sums, bool(momentum), rest)
+        y = read_chunk(bound, weights, used or weights, momentum, flat.q, inputs, errors, decay)
+        rows, some = place.ends(size, offset)
+
+        def close(q: Tensor, stored: Tensor, rows: Tensor, *kept: Any) -> tuple[Any, ...]:
+            return _close(rule.expand(batch, dtype), q, stored, rows, *kept)
+
+        y, *kept = branch(some, close, _leave, (flat.q, stored.flatten(0, 1), rows, y, weights, momentum, used, sums))
+    return y.view(batch, 1, heads, -1).to(tokens.q.dtype), _state(batch, stored, *kept)
+
+
+def _close(
+    rule: RowRule,
+    q: Tensor,
+    stored: Tensor,
+    rows: Tensor,
+    y: Tensor,
+    weights: Maps,
+    momentum: Maps,
+    used: Maps,
+    sums: Maps,
+) -> tuple[Tensor, Maps, Maps, Maps, Maps]:
+    """What changes with a chunk's last token, in the samples ``rows`` [B] that have read it: its own read, too."""
+    inputs, errors, rest = _split(stored, weights)
+    ends = fold(rule, weights, momentum, inputs, errors, _decay(sums, bool(momentum), rest))
+    if not rule.expansion_is_exact:
+        y = choose(rows, rule.value(q, rule.applied(ends[2])), y)
+    starts = _fresh_sums(sums, bool(momentum))
+    olds = (weights, momentum, used, sums)
+    weights, momentum, used, sums = (
+        tuple(choose(rows, n, o) for n, o in zip(new, old, strict=False))
+        for new, old in zip((*ends, starts), olds, strict=True)
+    )
+    return y, weights, momentum, used, sums
+
+
+def _leave(q: Tensor, stored: Tensor, rows: Tensor, y: Tensor, *kept: Maps) -> tuple[Any, ...]:
+    """Nothing changes."""
+    return unchanged(y), *(tuple(map(unchanged, maps)) for maps in kept)
+
+
+def _advance(state: StepMemory, gates: Gates, mark: Tensor) -> Maps:
+    """Row t of the kernels from row t - 1: L, K and P as far as the rule has them, [G, ·].
+
+    Args:
+        gates: of token t, [G, 1].
+        mark: 1 at its column, [B, 1, C or C + 1].
+    """
+    theta, eta, alpha, write = gates.theta, gates.eta, gates.alpha, gates.write
+    assert isinstance(theta, Tensor) and not isinstance(alpha, tuple)
+    kernel = state.kernel.flatten(0, 1)
+    new = mark.expand(state.kernel.shape).flatten(0, 1) * theta
+    keep = None if alpha is None else 1 - alpha
+    sums: list[Tensor] = []
+    if eta is not None and state.push is not None:
+        push = torch.addcmul(new, state.push.flatten(0, 1), eta)
+        sums.append(push)
+        new = push if write is None else push * write
+    kernel = new + kernel if keep is None else torch.addcmul(new, kernel, keep)
+    if keep is not None and state.retained is not None:
+        sums.append(state.retained.flatten(0, 1) * keep)
+    return kernel, *sums
+
+
+def _decay(sums: Maps, momentum: bool, rest: Tensor) -> Decay:
+    """The kernels' row t for one query; ``rest`` [G, C, ·] are the columns' gates, θ first."""
+    kernel, size = sums[0].unsqueeze(1), rest.shape[1]
+    retained = sums[-1].unsqueeze(1) if len(sums) > 1 + momentum else None
+    steps = rest[..., 0].sum(1, keepdim=True)
+    if not momentum:
+        return Decay(kernel, retained, None, None, None, steps)
+    push = sums[1].unsqueeze(2)
+    pushed, carried = kernel[..., size:], push[:, size:]
+    return Decay(kernel[..., :size], retained, pushed, carried, push[:, :size], steps)
+
+
+def _fresh_sums(sums: Maps, momentum: bool) -> Maps:
+    """The kernels before a chunk's first token: K = L = 0, m = 0, h = 1, P = 1."""
+    kernel, *others = map(torch.zeros_like, sums)
+    if momentum:
+        others[0][:, -1:] += 1
+    return kernel, *others[:momentum], *(x + 1 for x in others[momentum:])
+
+
+def _numbers(gates: Gates, place: Place) -> list[Tensor]:
+    """θ, η, α and w of one token, as far as there are such, [G, 1, 1] each."""
+    theta, eta, alpha, write = gates.theta, gates.eta, gates.alpha, gates.write
+    assert isinstance(theta, Tensor) and not isinstance(alpha, tuple)
+    write = place.once(("written", theta.shape), lambda: torch.ones_like(theta)) if write is None else write
+    return [g.unsqueeze(-1) for g in (theta, eta, alpha, write) if g is not None]
+
+
+def _split(stored: Tensor, weights: Maps) -> tuple[Maps, Maps, Tensor]:
+    """a and δ of every map, and the gates, of columns [G, C, n]."""
+    widths = [w.shape[-1] for w in weights] + [w.shape[1] for w in weights]
+    *parts, rest = stored.split([*widths, stored.shape[2] - sum(widths)], 2)
+    return tuple(parts[: len(weights)]), tuple(parts[len(weights) :]), rest
+
+
+def _flat(maps: Maps) -> Maps:
+    return tuple(w.flatten(0, 1) for w in maps)
+
+
+def _state(batch: int, tokens: Tensor, weights: Maps, momentum: Maps, used: Maps, sums: Maps) -> StepMemory:
+    back = [tuple(x.unflatten(0, (batch, -1)) for x in maps) for maps in (weights, momentum, used, sums)]
+    kernel, *others = back[3]
+    push = others.pop(0) if momentum else None
+    return StepMemory(back[0], back[1], back[2], tokens, kernel, push, others[0] if others else None)
+
+
+def begin(rule: Rule, state: MemoryState, seen: Sequence[int]) -> StepMemory:
+    """The same memory in tensors of fixed shapes, none of them shared with ``state``'s chunk.
+
+    Args:
+        rule: as in `step`.
+        state: what an earlier call left.
+        seen: tokens that the memory has read of each row's stream; rows that ``state`` calls fresh start from A_0.
+    """
+    batch, heads, size = len(seen), rule.heads, rule.chunk_size
+    dtype = torch.promote_types(state.weights[0].dtype, torch.float32)
+    flat = memory_start(rule, state, tuple(seen), dtype).begun([n for n in seen for _ in range(heads)])
+    phases = [n % size for n in seen for _ in range(heads)]
+    chunk, gates = flat.chunk, flat.chunk.gates.storable()
+    assert isinstance(gates.theta, Tensor) and not isinstance(gates.alpha, tuple)
+    numbers = [g.unsqueeze(-1) for g in (gates.theta, gates.eta, gates.alpha, gates.write) if g is not None]
+    tokens = _left(torch.cat((*chunk.inputs, *chunk.errors, *numbers), -1), phases, size)
+    one = gates.theta.new_ones(batch * heads, 1)
+    kernel, momentum = one.new_zeros(batch * heads, size), bool(flat.momentum)
+    push, pushed, carried, retained = kernel, 0 * one, one, one
+    if chunk.width:
+        ending = decays_of(gates).of_map(0).ending()
+        kernel, retained = _left(ending.share, phases, size).squeeze(-1), ending.retained
+        if ending.momentum_share is not None:
+            push, pushed, carried = (
+                _left(ending.momentum_share, phases, size).squeeze(-1),
+                ending.pushed,
+                ending.carried,
+            )
+    sums = [torch.cat((kernel, pushed), 1), torch.cat((push, carried), 1)] if momentum else [kernel]
+    sums += [] if gates.alpha is None else [retained]
+    plain = rule.miras.retention.identity or rule.miras.retention.replaces
+    used = () if plain else rule.expand(batch, dtype).use(flat.weights)
+    return _state(batch, tokens.unflatten(0, (batch, heads)), flat.weights, flat.momentum, used, tuple(sums))
+
+
+def end(state: StepMemory, seen: Sequence[int]) -> MemoryState:
+    """Undo `begin`, of rows that have read ``seen`` tokens by now."""
+    batch, heads, size = state.tokens.shape[:3]
+    phases = [n % size for n in seen for _ in range(heads)]
+    width, weights = max(phases), _flat(state.weights)
+    laid = columns(state.tokens.flatten(0, 1), [p - width for p in phases], width)
+    inputs, errors, rest = _split(laid, weights)
+    theta, *others, write = rest.unbind(-1)
+    eta = others.pop(0) if state.push is not None else None
+    gates = Gates(theta, eta, others[0] if others else None, write)
+    chunk = OpenChunk(inputs, errors, gates).only(phases, width)
+    flat = MemoryState(weights, _flat(state.momentum), chunk, counts(list(seen)), size)
+    return flat.each(lambda x: x.unflatten(0, (batch, heads)), flat.read)
+
+
+def _left(x: Tensor, phases: Sequence[int], size: int) -> Tensor:
+    """Right-aligned columns [G, p, ...] from column 0 on, with zeros up to ``size``."""
+    width = x.shape[1]
+    if any(p != width for p in phases):
+        real = valid(phases, width, x.device).unsqueeze(-1)
+        x = columns(x, [width - p for p in phases], width).masked_fill(~real, 0)
+    return F.pad(x, (0, 0, 0, size - width))
