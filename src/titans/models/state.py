@@ -15,6 +15,7 @@ from safetensors.torch import save as bytes_of
 from torch import Tensor, nn
 
 from titans.files import hash_tensors, write_whole
+from titans.models.decoding import StepState, end_steps
 from titans.models.semantics import SEMANTICS, check_semantics
 from titans.state import State, check_rows, counts, decode, encode, walk
 
@@ -123,6 +124,33 @@ class ModelState(State):
     layers: tuple[Any, ...]
     read: Tensor
     origin: Origin = field(compare=False)
+
+    @classmethod
+    def of_steps(cls, steps: StepState, origin: Origin) -> ModelState:
+        """The state that decoding buffers hold, of ``origin``'s model: ``layers`` are made when they are asked for."""
+        state = object.__new__(cls)
+        for name, value in (("read", steps.read), ("origin", origin), ("_steps", steps)):
+            object.__setattr__(state, name, value)
+        return state
+
+    def steps_of(self, model: nn.Module) -> StepState | None:
+        """The decoding buffers that hold this state too, while the weights that made them are still ``model``'s."""
+        return self.__dict__.get("_steps") if self.origin.made_by(model) and self.origin.unchanged else None
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "layers" or "_steps" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        layers = end_steps(self.origin.model, self.__dict__["_steps"])  # type: ignore[arg-type]
+        object.__setattr__(self, "layers", layers)
+        return layers
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.layers, self.read, self.origin)
+
+    def select(self, rows: Sequence[int] | Tensor) -> ModelState:
+        """As `State.select`."""
+        steps: StepState | None = self.__dict__.get("_steps")
+        return super().select(rows) if steps is None else self.of_steps(steps.select(rows), self.origin)
 
     @property
     def seen(self) -> tuple[int, ...]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from titans.layers.attention import AttentionState
+from titans.layers.decoding import StepAttention, StepNeuralMemory, begin_attention, end_attention, step_attention
 from titans.layers.neural_memory import NeuralMemoryState
 from titans.models.config import TitansConfig
 from titans.models.mixers.parts import PrefixedMemory, make_attention
 from titans.models.registry import Mixer
+from titans.ops.place import Place
 from titans.ops.rows import Rows
 from titans.state import State
 
@@ -22,6 +25,14 @@ class MAGState(State):
 
     memory: NeuralMemoryState
     attention: AttentionState
+
+
+@dataclass(frozen=True)
+class StepMAG(State):
+    """`MAGState` in buffers of fixed shapes."""
+
+    memory: StepNeuralMemory
+    attention: StepAttention
 
 
 class MAGMixer(Mixer):
@@ -42,6 +53,23 @@ class MAGMixer(Mixer):
 
     def forward(self, x: Tensor, state: MAGState | None, rows: Rows, store: Tensor | None) -> tuple[Tensor, MAGState]:
         read, memory, _ = self.branch(x, None if state is None else state.memory, rows, store)
-        always = self.branch.persistent.P.unsqueeze(0) if self.branch.persistent else None
-        y, attention = self.attention(x, None if state is None else state.attention, rows, always)
+        y, attention = self.attention(x, None if state is None else state.attention, rows, self._always())
         return self.attention_norm(y) * F.silu(self.memory_norm(read)), MAGState(memory, attention)
+
+    def _always(self) -> Tensor | None:
+        return None if self.branch.persistent is None else self.branch.persistent.P.unsqueeze(0)
+
+    def unstepped(self) -> str | None:
+        return self.branch.unstepped()
+
+    def begin_steps(self, state: MAGState, seen: Sequence[int]) -> StepMAG:
+        memory, _ = self.branch.begin_steps(state.memory, seen)
+        return StepMAG(memory, begin_attention(self.attention, state.attention, seen, self._always()))
+
+    def step(self, x: Tensor, state: StepMAG, place: Place) -> tuple[Tensor, StepMAG]:
+        read, memory = self.branch.step(x, state.memory, place)
+        y, attention = step_attention(self.attention, x, state.attention, place)
+        return self.attention_norm(y) * F.silu(self.memory_norm(read)), StepMAG(memory, attention)
+
+    def end_steps(self, state: StepMAG, seen: Sequence[int]) -> MAGState:
+        return MAGState(self.branch.end_steps(state.memory, seen), end_attention(self.attention, state.attention, seen))

@@ -16,7 +16,7 @@ Legend: B batch, H heads, G = B·H rows, C chunk, p tokens in the open chunk, n 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,33 +28,11 @@ from titans.ops.memory.chunked import decays_of, fold, read_chunk
 from titans.ops.memory.decay import Decay
 from titans.ops.memory.rule import Maps, RowRule, Rule
 from titans.ops.memory.scan import memory_start
-from titans.ops.memory.state import MemoryState, OpenChunk
+from titans.ops.memory.state import MemoryState, OpenChunk, StepMemory
 from titans.ops.memory.tokens import Gates, Tokens
 from titans.ops.place import Place, branch, choose, unchanged
 from titans.ops.rows import columns, valid
-from titans.state import State, counts
-
-
-@dataclass(frozen=True)
-class StepMemory(State):
-    """What a `MemoryState` holds, in tensors whose shapes never change.
-
-    Attributes:
-        weights, momentum: A and S per map at the open chunk's start, [B, H, out, in] (vector: [B, H, D]).
-        used: W = φ(A) there; empty where A is itself replaced by it.
-        tokens: the open chunk's tokens from column 0 on, [B, H, C, n]: a and δ of every map, θ, η, α, w.
-        kernel: K_t[i] θ_i of the last token t, [B, H, C]; with momentum [B, H, C + 1], the last column m_t.
-        push: L_t[i] θ_i likewise, [B, H, C + 1], the last column h_t; None without momentum.
-        retained: P_t, [B, H, 1]; None without forgetting.
-    """
-
-    weights: Maps
-    momentum: Maps
-    used: Maps
-    tokens: Tensor
-    kernel: Tensor
-    push: Tensor | None
-    retained: Tensor | None
+from titans.state import counts
 
 
 def unstepped(miras: MirasConfig) -> str | None:
@@ -201,6 +179,25 @@ def _state(batch: int, tokens: Tensor, weights: Maps, momentum: Maps, used: Maps
     return StepMemory(back[0], back[1], back[2], tokens, kernel, push, others[0] if others else None)
 
 
+def read(rule: Rule, q: Tensor, used: Maps) -> Tensor:
+    """Read q [B, n, H, D] at the weights W = φ(A), [B, H, out, in] per map."""
+    batch, _, heads, _ = q.shape
+    with torch.autocast(q.device.type, enabled=False):
+        bound = rule.reading(batch, used[0].dtype)
+        flat = q.to(used[0].dtype).transpose(1, 2).flatten(0, 1)
+        y = bound.value(flat, bound.applied(_flat(used)))
+        return y.unflatten(0, (batch, heads)).transpose(1, 2).to(q.dtype)
+
+
+def shown(rule: Rule, weights: Maps) -> Maps:
+    """W = φ(A) of weights A [B, H, out, in] at a chunk's start; empty where A is itself replaced by it."""
+    if rule.miras.retention.identity or rule.miras.retention.replaces:
+        return ()
+    batch = weights[0].shape[0]
+    used = rule.expand(batch, weights[0].dtype).use(_flat(weights))
+    return tuple(w.unflatten(0, (batch, -1)) for w in used)
+
+
 def begin(rule: Rule, state: MemoryState, seen: Sequence[int]) -> StepMemory:
     """The same memory in tensors of fixed shapes, none of them shared with ``state``'s chunk.
 
@@ -231,9 +228,8 @@ def begin(rule: Rule, state: MemoryState, seen: Sequence[int]) -> StepMemory:
             )
     sums = [torch.cat((kernel, pushed), 1), torch.cat((push, carried), 1)] if momentum else [kernel]
     sums += [] if gates.alpha is None else [retained]
-    plain = rule.miras.retention.identity or rule.miras.retention.replaces
-    used = () if plain else rule.expand(batch, dtype).use(flat.weights)
-    return _state(batch, tokens.unflatten(0, (batch, heads)), flat.weights, flat.momentum, used, tuple(sums))
+    found = _state(batch, tokens.unflatten(0, (batch, heads)), flat.weights, flat.momentum, (), tuple(sums))
+    return replace(found, used=shown(rule, found.weights))
 
 
 def end(state: StepMemory, seen: Sequence[int]) -> MemoryState:
