@@ -150,17 +150,59 @@ def test_shapes_never_change_and_no_count_is_a_python_number():
     state, sizes = model(x[:, :5]).state, set()
     for column in range(5, 30):
         state = model(x[:, column : column + 1], state=state).state
-        sizes.add(tuple(t.shape for t in tensors(state.steps_of(model))))
+        sizes.add(tuple(t.shape for t in tensors(state.buffers_of(model).steps)))
     assert len(sizes) == 1
 
 
 @torch.no_grad()
-def test_a_memory_that_diverges_ends_at_its_chunk(monkeypatch):
+def test_a_memory_that_diverges_ends_at_its_chunk():
     config = TitansConfig(variant="LMM", vocab_size=VOCAB, d_model=8, n_layers=1, chunk_size=4, n_persistent=0)
-    model = build_model(config)
-    state = model(ids(1, 5)).state
-    state = model(ids(1, 1), state=state).state
-    state.steps_of(model).layers[0].memory.weights[0].fill_(float("inf"))
+    model, x = build_model(config), ids(1, 8)
+    state = model(x[:, :5]).state
+    for column in (5, 6):
+        state = model(x[:, column : column + 1], state=state).state
+    state.buffers_of(model).steps.layers[0].memory.weights[0].fill_(float("inf"))
     with pytest.raises(FloatingPointError, match=r"memory of blocks\.0 diverged within 8 tokens"):
-        for token in ids(1, 3).unbind(1):
-            state = model(token.unsqueeze(1), state=state).state
+        model(x[:, 7:], state=state)
+
+
+@pytest.mark.parametrize("variant", STEPPED)
+@torch.no_grad()
+def test_states_that_share_buffers_go_on_independently(variant):
+    """In any order, from any of them, across chunks, segments and windows; ordinary calls are the oracle."""
+    model, general = small(variant), copy.deepcopy(small(variant))
+    x = ids(1, 40)
+    states = [model(x[:, :6]).state]
+    oracle = [general(x[:, :6]).state]
+    random = torch.Generator().manual_seed(4)
+    for step in range(60):
+        parent = len(states) - 1 if step % 3 else int(torch.randint(len(states), (), generator=random))
+        token = torch.randint(VOCAB, (1, 1), generator=random)
+        out = model(token, state=states[parent])
+        with torch.enable_grad():  # no steps there
+            expected = general(token, state=oracle[parent])
+        assert_close(out.logits, expected.logits, f"step {step}")
+        states.append(out.state)
+        oracle.append(expected.state.detach())
+    assert_close(model(x[:, :9], state=states[7]).logits, general(x[:, :9], state=oracle[7]).logits, "an old one")
+
+
+@pytest.mark.parametrize("variant", STEPPED)
+@torch.no_grad()
+def test_a_state_that_is_given_away_cannot_be_used_and_harms_no_other(variant):
+    model, x = small(variant), ids(1, 30)
+    whole = model(x).logits
+    kept = model(x[:, 5:6], state=model(x[:, :5]).state).state
+    before = [t.clone() for t in tensors(ModelState(copy.deepcopy(kept.layers), kept.read, kept.origin))]
+    state = model(x[:, 6:7], state=kept).state
+    for column in range(7, 30):
+        given = state.given()
+        with pytest.raises(ValueError, match="given away"):
+            model(x[:, :1], state=state)
+        with pytest.raises(ValueError, match="given away"):
+            _ = state.layers
+        out = model(x[:, column : column + 1], state=given)
+        assert_close(out.logits[:, 0], whole[:, column], f"column {column}")
+        state = out.state
+    for a, b in zip(tensors(kept), before, strict=True):
+        assert torch.equal(a, b)

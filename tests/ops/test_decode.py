@@ -95,7 +95,7 @@ def test_the_state_that_steps_begin_from_does_not_change():
         buffers, now = begin(rule, state, state.count), take(tensors, [0, 0])
         tokens = Tokens(now["q"], now["k"], now["v"], Gates(now["theta"], now["eta"], now["alpha"], None))
         for read in range(6, 9):
-            place = Place(torch.tensor([read] * BATCH), None, torch.device("cpu"), donate=True)
+            place = Place(torch.tensor([read] * BATCH), None, torch.device("cpu"), appends=True)
             _, buffers = step(rule, tokens, buffers, place)
     assert buffers.tokens.shape[:3] == (BATCH, HEADS, CHUNK)
     for a, b in zip(state_tensors(state), before, strict=True):

@@ -21,7 +21,7 @@ from titans.layers.attention import Attention, AttentionCache, AttentionState
 from titans.layers.convolution import ShortConvolution
 from titans.layers.neural_memory import NeuralMemory, NeuralMemoryState
 from titans.ops.attention import apply_rotary, rotary_angles
-from titans.ops.memory import Tokens, decode
+from titans.ops.memory import Tokens, decode, pick
 from titans.ops.memory.decode import StepMemory
 from titans.ops.place import Place
 from titans.ops.rows import columns, flags, gather
@@ -34,6 +34,13 @@ class StepNeuralMemory(State):
 
     memory: StepMemory
     tail: Tensor | None
+
+
+def unstepped(layer: NeuralMemory) -> str | None:
+    """Why a memory has no step of fixed shapes, as the end of a sentence; None where it has."""
+    if layer.engine not in ("auto", "native", "fused"):
+        return f"engine {layer.engine!r} was asked for"
+    return decode.unstepped(layer.miras)
 
 
 def begin_memory(layer: NeuralMemory, state: NeuralMemoryState, seen: Sequence[int]) -> StepNeuralMemory:
@@ -57,7 +64,8 @@ def step_memory(
     projected, tail = step_convolution(layer.conv, layer.qkv(x), state.tail, place)
     gates, delta = layer.gates(x)
     tokens = Tokens(*layer.heads(projected), gates, delta)
-    y, memory = decode.step(layer.rule, tokens, state.memory, place, offset)
+    compiled = not torch.compiler.is_compiling() and pick(layer.engine, layer.miras, x.device)[0] == "native"
+    y, memory = decode.step(layer.rule, tokens, state.memory, place, offset, compiled)
     return layer.output(y, x), StepNeuralMemory(memory, tail)
 
 
@@ -118,7 +126,9 @@ def step_attention(layer: Attention, x: Tensor, state: StepAttention, place: Pla
     (plain, keys, values), tail = project(layer, x, state.tail, place)
     q, keys = rotated(layer, place, plain, keys)
     fixed = state.cache.shape[2] - width
-    cache = place.put(state.cache, place.column(width) + fixed, side_by_side(keys, values).to(state.cache))
+    cache = place.put(
+        state.cache, place.column(width) + fixed, side_by_side(keys, values).to(state.cache), place.overwrites
+    )
     visible = place.once(("window", width, fixed), lambda: filled(place.read.unsqueeze(1), width, fixed))
     return layer.out(attend(q, plain, cache, fixed, visible)), StepAttention(cache, tail)
 

@@ -5,6 +5,7 @@ Legend: B rows, V vocabulary.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,38 @@ class StepState(State):
 
     layers: tuple[Any, ...]
     read: Tensor
+
+
+class Buffers:
+    """A `StepState`, and the right to write into its tensors, which passes from state to state.
+
+    Of all states that share buffers the one made last may add columns in place. One that is left behind, and gone on
+    from all the same, gets copies.
+
+    Args:
+        steps: the buffers.
+        last: of the states that share them, the number of the one made last, one entry; None for the first.
+    """
+
+    def __init__(self, steps: StepState, last: list[int] | None = None):
+        self.steps, self._last = steps, [0] if last is None else last
+        self._last[0] += 1
+        self._number = self._last[0]
+        self.given = False
+
+    @property
+    def newest(self) -> bool:
+        return self._number == self._last[0]
+
+    def given_away(self) -> Buffers:
+        """The same, of a state that nobody uses but the call that it is given to."""
+        found = copy(self)
+        found.given = True
+        return found
+
+    def then(self, steps: StepState) -> Buffers:
+        """Of the state after a step."""
+        return Buffers(steps, self._last if self.newest else None)
 
 
 def unstepped(model: TitansModel) -> str | None:
@@ -51,7 +84,7 @@ def step(model: TitansModel, x: Tensor, state: StepState, place: Place) -> tuple
 
     Args:
         x: embeddings [B, 1, d_model].
-        state: from `begin_steps` or the last step; given away where ``place`` says so.
+        state: from `begin_steps` or the last step; written into where ``place`` says so.
         place: where the rows stand, at ``state.read``.
 
     Returns:

@@ -24,7 +24,7 @@ from titans.layers.neural_memory import NeuralMemory
 from titans.miras.choice import BY_NAME
 from titans.models.blocks import Block
 from titans.models.config import FREE, TitansConfig
-from titans.models.decoding import begin_steps, step, unstepped
+from titans.models.decoding import Buffers, begin_steps, step, unstepped
 from titans.models.generation import GenerationMixin
 from titans.models.state import ModelState, Origin, hash_weights
 from titans.ops.memory import Engine, check_engine, check_finite, pick
@@ -189,13 +189,17 @@ class TitansModel(GenerationMixin, Module):
     def _step(self, x: Tensor, state: ModelState, mask: Tensor | None) -> ModelOutput:
         """One token of every row, in fixed shapes."""
         active = None if mask is None or bool(mask.all()) else mask[:, 0]
-        steps = state.steps_of(self) or begin_steps(self, state)
-        place = Place(steps.read, active, x.device)
-        hidden, steps = step(self, x, steps, place)
+        buffers, origin = state.buffers_of(self), state.origin
+        if buffers is None:
+            buffers, origin = Buffers(begin_steps(self, state)), origin.then(self)
+        place = Place(
+            buffers.steps.read, active, x.device, appends=buffers.newest, overwrites=buffers.newest and buffers.given
+        )
+        hidden, steps = step(self, x, buffers.steps, place)
         hidden = hidden if active is None else hidden.masked_fill(~active.view(-1, 1, 1), 0)
         if place.closes:  # weights change with chunks alone
             check_finite(steps.layers, [f"blocks.{i}" for i in range(len(steps.layers))], steps.read)
-        return ModelOutput(self.head(hidden), ModelState.of_steps(steps, state.origin.then(self)))
+        return ModelOutput(self.head(hidden), ModelState.of_buffers(buffers.then(steps), origin))
 
     def _encode(
         self, x: Tensor, state: ModelState | None, rows: Rows, store: Tensor | None, all_hidden: bool
@@ -237,9 +241,6 @@ class TitansModel(GenerationMixin, Module):
         other call, "general"."""
         if reason := unstepped(self):
             return "general", reason
-        named = {m.engine for m in self.modules() if isinstance(m, NeuralMemory)} - {"auto", "native", "fused"}
-        if named:
-            return "general", f"engine {min(named)!r} was asked for"
         return "step", "every layer has a step of fixed shapes"
 
     @property

@@ -15,7 +15,7 @@ from safetensors.torch import save as bytes_of
 from torch import Tensor, nn
 
 from titans.files import hash_tensors, write_whole
-from titans.models.decoding import StepState, end_steps
+from titans.models.decoding import Buffers, end_steps
 from titans.models.semantics import SEMANTICS, check_semantics
 from titans.state import State, check_rows, counts, decode, encode, walk
 
@@ -126,21 +126,37 @@ class ModelState(State):
     origin: Origin = field(compare=False)
 
     @classmethod
-    def of_steps(cls, steps: StepState, origin: Origin) -> ModelState:
+    def of_buffers(cls, buffers: Buffers, origin: Origin) -> ModelState:
         """The state that decoding buffers hold, of ``origin``'s model: ``layers`` are made when they are asked for."""
         state = object.__new__(cls)
-        for name, value in (("read", steps.read), ("origin", origin), ("_steps", steps)):
+        for name, value in (("read", buffers.steps.read), ("origin", origin), ("_buffers", buffers)):
             object.__setattr__(state, name, value)
         return state
 
-    def steps_of(self, model: nn.Module) -> StepState | None:
+    def buffers_of(self, model: nn.Module) -> Buffers | None:
         """The decoding buffers that hold this state too, while the weights that made them are still ``model``'s."""
-        return self.__dict__.get("_steps") if self.origin.made_by(model) and self.origin.unchanged else None
+        self._check_not_given()
+        return self.__dict__.get("_buffers") if self.origin.made_by(model) and self.origin.unchanged else None
+
+    def given(self) -> ModelState:
+        """The same state for the next call to write into, where that is faster; this one must not be used any more."""
+        self._check_not_given()
+        buffers: Buffers | None = self.__dict__.get("_buffers")
+        if buffers is None:
+            return self
+        object.__setattr__(self, "_buffers", None)
+        self.__dict__.pop("layers", None)
+        return self.of_buffers(buffers.given_away(), self.origin)
+
+    def _check_not_given(self) -> None:
+        if self.__dict__.get("_buffers", self) is None:
+            raise ValueError("this state was given away to a call that went on from it: use the state that it returned")
 
     def __getattr__(self, name: str) -> Any:
-        if name != "layers" or "_steps" not in self.__dict__:
+        if name != "layers" or "_buffers" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        layers = end_steps(self.origin.model, self.__dict__["_steps"])  # type: ignore[arg-type]
+        self._check_not_given()
+        layers = end_steps(self.origin.model, self.__dict__["_buffers"].steps)  # type: ignore[arg-type]
         object.__setattr__(self, "layers", layers)
         return layers
 
@@ -149,8 +165,11 @@ class ModelState(State):
 
     def select(self, rows: Sequence[int] | Tensor) -> ModelState:
         """As `State.select`."""
-        steps: StepState | None = self.__dict__.get("_steps")
-        return super().select(rows) if steps is None else self.of_steps(steps.select(rows), self.origin)
+        self._check_not_given()
+        buffers: Buffers | None = self.__dict__.get("_buffers")
+        if buffers is None:
+            return super().select(rows)
+        return self.of_buffers(Buffers(buffers.steps.select(rows)), self.origin)
 
     @property
     def seen(self) -> tuple[int, ...]:

@@ -24,14 +24,24 @@ class Place:
         read: tokens that each row's stream has read before, int64 [B].
         active: bool [B], False for rows that take no token in this step: nothing of theirs changes. None: all do.
         device: of the tensors to come.
-        donate: buffers that are given away: a step may write into them instead of into copies.
+        appends: columns may be added to buffers in place, where no column of the same cell is there yet: whoever still
+            looks at the state before sees no difference.
+        overwrites: columns of circles may be written over in place: nobody looks at the state before any more.
 
     Attributes:
         closes: whether `ends` has found a row whose cell is complete; never known where counts are not looked at.
     """
 
-    def __init__(self, read: Tensor, active: Tensor | None, device: torch.device, donate: bool = False):
-        self.counts, self.active, self.donate = read, active, donate
+    def __init__(
+        self,
+        read: Tensor,
+        active: Tensor | None,
+        device: torch.device,
+        *,
+        appends: bool = False,
+        overwrites: bool = False,
+    ):
+        self.counts, self.active, self.appends, self.overwrites = read, active, appends, overwrites
         self.read = read.to(device)
         self.closes = False
         self._known: dict[tuple, object] = {}
@@ -74,14 +84,26 @@ class Place:
             self.closes = self.closes or bool(some)
         return rows, some
 
-    def put(self, buffer: Tensor, columns: Tensor, value: Tensor) -> Tensor:
+    def extends(self, size: int, offset: int = 0) -> bool:
+        """May the token's column be written in place, in cells of ``size`` tokens that begin at column 0?"""
+        if not self.appends:
+            return False
+
+        def begins() -> bool:
+            first = (self.counts + offset) % size == 0
+            idle = self.active is None or self.active.device != first.device
+            return bool((first if idle else first & self.active).any())
+
+        return not self.once(("begins", size, offset), begins)
+
+    def put(self, buffer: Tensor, columns: Tensor, value: Tensor, in_place: bool) -> Tensor:
         """``buffer`` [B, H, C, n] with ``value`` [B, H, k, n] at ``columns`` [B, k] of the rows that are active."""
         index = columns.view(columns.shape[0], 1, columns.shape[1], 1).expand_as(value)
         if self.active is not None:
             value = torch.where(self.active.view(-1, 1, 1, 1), value, buffer.gather(2, index))
         if columns.shape[0] == 1:
-            return (buffer.index_copy_ if self.donate else buffer.index_copy)(2, columns[0], value)
-        return (buffer.scatter_ if self.donate else buffer.scatter)(2, index, value)
+            return (buffer.index_copy_ if in_place else buffer.index_copy)(2, columns[0], value)
+        return (buffer.scatter_ if in_place else buffer.scatter)(2, index, value)
 
     def keep(self, new: Tensor, old: Tensor) -> Tensor:
         """``new`` for the rows that are active, else ``old``; [B, ...]."""

@@ -31,6 +31,7 @@ from titans.layers.decoding import (
     side_by_side,
     step_convolution,
     step_memory,
+    unstepped,
 )
 from titans.layers.module import Linear
 from titans.layers.neural_memory import NeuralMemoryState
@@ -230,7 +231,7 @@ class MACMixer(Mixer):
         return y, read, after.memory.weights, after.memory.momentum, after.tail
 
     def unstepped(self) -> str | None:
-        return decode.unstepped(self.memory.miras)
+        return unstepped(self.memory)
 
     def begin_steps(self, state: MACState, seen: Sequence[int]) -> StepMAC:
         memory = begin_memory(self.memory, state.memory, seen)
@@ -275,7 +276,7 @@ class MACMixer(Mixer):
         fixed = old.shape[2] - 2 * size
         column = place.column(size) + fixed
         new = side_by_side(torch.cat((read_keys, keys), 1), torch.cat((read_values, values), 1))
-        cache = place.put(old, torch.cat((column, column + size), 1), new.to(old))
+        cache = place.put(old, torch.cat((column, column + size), 1), new.to(old), place.extends(size))
         visible = place.once(("segment", size, fixed), lambda: filled(place.column(size), size, fixed, 2))
         y = self.attention_norm(layer.out(attend(q, plain, cache, fixed, visible)))
         return y, StepAttention(cache, tail)

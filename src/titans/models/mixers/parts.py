@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from titans.layers.attention import Attention, AttentionStart
-from titans.layers.decoding import StepNeuralMemory, begin_memory, end_memory, step_memory
+from titans.layers.decoding import StepNeuralMemory, begin_memory, end_memory, step_memory, unstepped
 from titans.layers.module import Module
 from titans.layers.neural_memory import NeuralMemory, NeuralMemoryState
 from titans.layers.persistent_memory import PersistentMemory
 from titans.models.config import TitansConfig
-from titans.ops.memory import decode
 from titans.ops.place import Place
 from titans.ops.rows import Rows, prefixed
 
@@ -80,7 +79,7 @@ class PrefixedMemory(Module):
         return 0 if self.persistent is None else self.persistent.n_tokens
 
     def unstepped(self) -> str | None:
-        return decode.unstepped(self.memory.miras)
+        return unstepped(self.memory)
 
     def begin_steps(self, state: NeuralMemoryState, seen: Sequence[int]) -> tuple[StepNeuralMemory, Tensor | None]:
         """Buffers of the memory, rows without a token having read P; and outputs at P as a call returns them."""

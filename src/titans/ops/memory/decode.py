@@ -24,8 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from titans.miras import MirasConfig
+from titans.ops.memory.chunk_rule import ChunkRule
 from titans.ops.memory.chunked import decays_of, fold, read_chunk
 from titans.ops.memory.decay import Decay
+from titans.ops.memory.native.step import step_rows
 from titans.ops.memory.rule import Maps, RowRule, Rule
 from titans.ops.memory.scan import memory_start
 from titans.ops.memory.state import MemoryState, OpenChunk, StepMemory
@@ -40,7 +42,9 @@ def unstepped(miras: MirasConfig) -> str | None:
     return None if miras.gates == "head" else f"gates are per {miras.gates}, not per head"
 
 
-def step(rule: Rule, tokens: Tokens, state: StepMemory, place: Place, offset: int = 0) -> tuple[Tensor, StepMemory]:
+def step(
+    rule: Rule, tokens: Tokens, state: StepMemory, place: Place, offset: int = 0, compiled: bool = False
+) -> tuple[Tensor, StepMemory]:
     """Write one token per row into the memory and read it right after, as `titans.ops.memory.scan` does.
 
     Args:
@@ -48,6 +52,7 @@ def step(rule: Rule, tokens: Tokens, state: StepMemory, place: Place, offset: in
         state: where the rows' memories stand.
         place: where the streams stand.
         offset: tokens that the memory had read before each stream's first.
+        compiled: leave all but a chunk's end to C++; the native engine must be one for the rule and the device.
 
     Returns:
         y [B, 1, H, D] in q's dtype, and the new state.
@@ -55,29 +60,62 @@ def step(rule: Rule, tokens: Tokens, state: StepMemory, place: Place, offset: in
     batch, heads, size = state.tokens.shape[:3]
     dtype = state.tokens.dtype
     with torch.autocast(tokens.q.device.type, enabled=False):
-        flat = tokens.each(lambda x: x.to(dtype).reshape(batch * heads, 1, *x.shape[3:]))
-        if flat.delta is not None and flat.delta.dim() == 2:
-            flat = replace(flat, delta=flat.delta.unsqueeze(-1))
-        if place.active is not None:
-            flat = replace(flat, gates=flat.gates.where(place.active.repeat_interleave(heads).unsqueeze(1)))
-        bound, (weights, momentum, used) = (
-            rule.reading(batch, dtype),
-            map(_flat, (state.weights, state.momentum, state.used)),
-        )
-        inputs, errors, _ = bound.gradient_factors(used or weights, flat.k, flat.v, flat.delta)
-        column = torch.cat((*inputs, *errors, *_numbers(flat.gates, place)), -1).unflatten(0, (batch, heads))
-        stored = place.put(state.tokens, place.column(size, offset), column)
-        sums = _advance(state, flat.gates, place.mark(size, offset, state.kernel.shape[2], dtype))
-        inputs, errors, rest = _split(stored.flatten(0, 1), weights)
-        decay = _decay(sums, bool(momentum), rest)
-        y = read_chunk(bound, weights, used or weights, momentum, flat.q, inputs, errors, decay)
+        one = tokens.each(lambda x: x.to(dtype).squeeze(1))
+        y, state = (_read_compiled if compiled else _read)(rule, one, state, place, offset)
         rows, some = place.ends(size, offset)
+        if torch.compiler.is_compiling() or bool(some):
 
-        def close(q: Tensor, stored: Tensor, rows: Tensor, *kept: Any) -> tuple[Any, ...]:
-            return _close(rule.expand(batch, dtype), q, stored, rows, *kept)
+            def close(q: Tensor, stored: Tensor, rows: Tensor, *kept: Any) -> tuple[Any, ...]:
+                return _close(rule.expand(batch, dtype), q, stored, rows, *kept)
 
-        y, *kept = branch(some, close, _leave, (flat.q, stored.flatten(0, 1), rows, y, weights, momentum, used, sums))
-    return y.view(batch, 1, heads, -1).to(tokens.q.dtype), _state(batch, stored, *kept)
+            maps = (_flat(m) for m in (state.weights, state.momentum, state.used))
+            sums = _flat(tuple(x for x in (state.kernel, state.push, state.retained) if x is not None))
+            given = (
+                one.q.reshape(batch * heads, 1, -1),
+                state.tokens.flatten(0, 1),
+                rows,
+                y.flatten(0, 1),
+                *maps,
+                sums,
+            )
+            y, *kept = branch(some, close, _leave, given)
+            state = _state(batch, state.tokens, *kept)
+    return y.view(batch, 1, heads, -1).to(tokens.q.dtype), state
+
+
+def _read(rule: Rule, one: Tokens, state: StepMemory, place: Place, offset: int) -> tuple[Tensor, StepMemory]:
+    """Write and read a token that does not complete a chunk, [B, H, ·]; y [B, H, 1, D]."""
+    batch, heads, size = state.tokens.shape[:3]
+    dtype = state.tokens.dtype
+    flat = one.each(lambda x: x.reshape(batch * heads, 1, *x.shape[2:]))
+    if flat.delta is not None and flat.delta.dim() == 2:
+        flat = replace(flat, delta=flat.delta.unsqueeze(-1))
+    if place.active is not None:
+        flat = replace(flat, gates=flat.gates.where(place.active.repeat_interleave(heads).unsqueeze(1)))
+    bound = rule.reading(batch, dtype)
+    weights, momentum, used = (_flat(m) for m in (state.weights, state.momentum, state.used))
+    inputs, errors, _ = bound.gradient_factors(used or weights, flat.k, flat.v, flat.delta)
+    column = torch.cat((*inputs, *errors, *_numbers(flat.gates, place)), -1).unflatten(0, (batch, heads))
+    stored = place.put(state.tokens, place.column(size, offset), column, place.extends(size, offset))
+    sums = _advance(state, flat.gates, place.mark(size, offset, state.kernel.shape[2], dtype))
+    inputs, errors, rest = _split(stored.flatten(0, 1), weights)
+    y = read_chunk(
+        bound, weights, used or weights, momentum, flat.q, inputs, errors, _decay(sums, bool(momentum), rest)
+    )
+    kernel, push, retained = _named(sums, bool(momentum), batch)
+    return y.unflatten(0, (batch, heads)), replace(state, tokens=stored, kernel=kernel, push=push, retained=retained)
+
+
+def _read_compiled(rule: Rule, one: Tokens, state: StepMemory, place: Place, offset: int) -> tuple[Tensor, StepMemory]:
+    """As `_read`."""
+    size = state.tokens.shape[2]
+    changed = (
+        ("kernel", "push", "retained") if place.extends(size, offset) else ("kernel", "push", "retained", "tokens")
+    )
+    state = replace(state, **{n: x.clone() for n in changed if (x := getattr(state, n)) is not None})
+    known = ChunkRule.of(rule.miras, size, rule.initial, *(rule.norm or (None, None)))
+    y = step_rows(known, one, state, place.column(size, offset), place.active)
+    return y.unsqueeze(2), state
 
 
 def _close(
@@ -173,10 +211,15 @@ def _flat(maps: Maps) -> Maps:
 
 
 def _state(batch: int, tokens: Tensor, weights: Maps, momentum: Maps, used: Maps, sums: Maps) -> StepMemory:
-    back = [tuple(x.unflatten(0, (batch, -1)) for x in maps) for maps in (weights, momentum, used, sums)]
-    kernel, *others = back[3]
+    maps = (tuple(x.unflatten(0, (batch, -1)) for x in m) for m in (weights, momentum, used))
+    return StepMemory(*maps, tokens, *_named(sums, bool(momentum), batch))
+
+
+def _named(sums: Maps, momentum: bool, batch: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """kernel, push and retained [B, H, ·] of those that there are, [G, ·]."""
+    kernel, *others = (x.unflatten(0, (batch, -1)) for x in sums)
     push = others.pop(0) if momentum else None
-    return StepMemory(back[0], back[1], back[2], tokens, kernel, push, others[0] if others else None)
+    return kernel, push, others[0] if others else None
 
 
 def read(rule: Rule, q: Tensor, used: Maps) -> Tensor:
