@@ -83,7 +83,8 @@ def step_convolution(
     if conv is None or tail is None:
         return x, None
     padded = torch.cat((tail.to(x.dtype), x), 1)
-    return (padded * conv.weight.to(x.dtype)).sum(1, keepdim=True), place.keep(padded[:, 1:], tail.to(x.dtype))
+    after = place.keep(padded[:, 1:].contiguous(), tail.to(x.dtype))  # of the strides that it came with
+    return (padded * conv.weight.to(x.dtype)).sum(1, keepdim=True), after
 
 
 @dataclass(frozen=True)

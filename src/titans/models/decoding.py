@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from titans.ops.place import Place
 from titans.state import State
@@ -73,10 +73,9 @@ def begin_steps(model: TitansModel, state: ModelState) -> StepState:
     Raises:
         ValueError: the model has no such step.
     """
-    if reason := unstepped(model):
-        raise ValueError(f"this model has no step of fixed shapes: {reason}")
+    _check(model)
     layers = (block.mixer.begin_steps(old, state.seen) for block, old in zip(model.blocks, state.layers, strict=True))  # type: ignore[union-attr]
-    return StepState(tuple(layers), state.read.clone())
+    return StepState(tuple(layers), state.read.clone()).map(torch.Tensor.contiguous)  # strides are part of a graph, too
 
 
 def step(model: TitansModel, x: Tensor, state: StepState, place: Place) -> tuple[Tensor, StepState]:
@@ -105,3 +104,43 @@ def end_steps(model: TitansModel, state: StepState) -> tuple[Any, ...]:
         block.mixer.end_steps(old, seen)  # type: ignore[union-attr]
         for block, old in zip(model.blocks, state.layers, strict=True)
     )
+
+
+class DecodingStep(nn.Module):
+    """A model's step as a function of tensors alone: to compile, to export, to capture.
+
+    ``step = DecodingStep(model)``; ``state = begin_steps(model, model(prompt).state)``; then
+    ``logits, state = step(token, state)`` for every token; ``end_steps`` makes a state of it again. Every call has the
+    same shapes, and what differs from token to token is in tensors, so one graph serves all.
+
+    Args:
+        model: which has a step (`unstepped`).
+
+    Raises:
+        ValueError: it has none.
+    """
+
+    def __init__(self, model: TitansModel):
+        super().__init__()
+        _check(model)
+        self.model = model
+
+    def forward(self, input_ids: Tensor, state: StepState, active: Tensor | None = None) -> tuple[Tensor, StepState]:
+        """Read one token of every row.
+
+        Args:
+            input_ids: int64 [B, 1].
+            state: left as it is.
+            active: bool [B], False for rows that take no token; None: all do.
+
+        Returns:
+            logits [B, 1, V], and the new state.
+        """
+        place = Place(state.read, active, input_ids.device)
+        hidden, after = step(self.model, self.model.embedding(input_ids), state, place)
+        return self.model.head(hidden), after
+
+
+def _check(model: TitansModel) -> None:
+    if reason := unstepped(model):
+        raise ValueError(f"this model has no step of fixed shapes: {reason}")

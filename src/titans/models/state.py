@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from titans.files import hash_tensors, write_whole
 from titans.models.decoding import Buffers, end_steps
 from titans.models.semantics import SEMANTICS, check_semantics
-from titans.state import State, check_rows, counts, decode, encode, walk
+from titans.state import State, check_rows, counts, decode, encode, numbers, walk
 
 FORMAT_VERSION = 3
 WORDS = ("format", "version", "semantics", "config", "weights", "seen", "layers")
@@ -174,7 +174,7 @@ class ModelState(State):
     @property
     def seen(self) -> tuple[int, ...]:
         """Tokens read, per row."""
-        return tuple(self.read.tolist())
+        return numbers(self.read)
 
     @property
     def rows(self) -> int:

@@ -20,7 +20,7 @@ from titans.miras import MirasConfig
 from titans.miras.choice import BY_NAME
 from titans.ops.memory.tokens import Gates
 from titans.ops.rows import valid
-from titans.state import State, check_rows
+from titans.state import State, check_rows, numbers
 
 Maps = tuple[Tensor, ...]
 
@@ -92,7 +92,7 @@ class MemoryState(State):
     @property
     def count(self) -> tuple[int, ...]:
         """Tokens seen, per row."""
-        return tuple(self.read.tolist())
+        return numbers(self.read)
 
     def begun(self, seen: Sequence[int]) -> MemoryState:
         """In the engines' layout, with the open chunk of rows whose streams stand at ``seen``; fresh rows' is empty."""
