@@ -173,14 +173,13 @@ def _advance(state: StepMemory, gates: Gates, mark: Tensor) -> Maps:
 
 def _decay(sums: Maps, momentum: bool, rest: Tensor) -> Decay:
     """The kernels' row t for one query; ``rest`` [G, C, ·] are the columns' gates, θ first."""
-    kernel, size = sums[0].unsqueeze(1), rest.shape[1]
+    kernel = sums[0].unsqueeze(1)
     retained = sums[-1].unsqueeze(1) if len(sums) > 1 + momentum else None
     steps = rest[..., 0].sum(1, keepdim=True)
     if not momentum:
         return Decay(kernel, retained, None, None, None, steps)
     push = sums[1].unsqueeze(2)
-    pushed, carried = kernel[..., size:], push[:, size:]
-    return Decay(kernel[..., :size], retained, pushed, carried, push[:, :size], steps)
+    return Decay(kernel[..., :-1], retained, kernel[..., -1:], push[:, -1:], push[:, :-1], steps)
 
 
 def _fresh_sums(sums: Maps, momentum: bool) -> Maps:
