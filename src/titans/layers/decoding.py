@@ -22,7 +22,8 @@ from titans.layers.convolution import ShortConvolution
 from titans.layers.neural_memory import NeuralMemory, NeuralMemoryState
 from titans.ops.attention import apply_rotary, rotary_angles
 from titans.ops.memory import Tokens, decode, pick
-from titans.ops.memory.decode import StepMemory
+from titans.ops.memory.native.step import StepSettings, StepToken
+from titans.ops.memory.state import StepMemory
 from titans.ops.place import Place
 from titans.ops.rows import columns, flags, gather
 from titans.state import State
@@ -61,12 +62,34 @@ def step_memory(
     Args:
         offset: tokens that the memory had read before each stream's first.
     """
-    projected, tail = step_convolution(layer.conv, layer.qkv(x), state.tail, place)
+    projected = layer.qkv(x)
+    if _compiled(layer, projected, state):
+        return _step_compiled(layer, x, projected, state, place, offset)
+    projected, tail = step_convolution(layer.conv, projected, state.tail, place)
     gates, delta = layer.gates(x)
     tokens = Tokens(*layer.heads(projected), gates, delta)
-    compiled = not torch.compiler.is_compiling() and pick(layer.engine, layer.miras, x.device)[0] == "native"
-    y, memory = decode.step(layer.rule, tokens, state.memory, place, offset, compiled)
+    y, memory = decode.step(layer.rule, tokens, state.memory, place, offset)
     return layer.output(y, x), StepNeuralMemory(memory, tail)
+
+
+def _compiled(layer: NeuralMemory, projected: Tensor, state: StepNeuralMemory) -> bool:
+    """May C++ do what lies between the projections?"""
+    if torch.compiler.is_compiling() or pick(layer.engine, layer.miras, projected.device)[0] != "native":
+        return False
+    found = {projected.dtype, layer.read_norm.weight.dtype, state.memory.tokens.dtype}
+    return found <= {torch.float32} or found <= {torch.float64}
+
+
+def _step_compiled(
+    layer: NeuralMemory, x: Tensor, projected: Tensor, state: StepNeuralMemory, place: Place, offset: int
+) -> tuple[Tensor, StepNeuralMemory]:
+    conv = None if layer.conv is None else layer.conv.weight
+    token = StepToken(projected, layer.gates.up(x), layer.read_gate(x), state.tail, conv)
+    norm = layer.read_norm
+    eps = torch.finfo(x.dtype).eps if norm.eps is None else norm.eps
+    settings = StepSettings(layer.gates.theta_max, layer.qkv_activation == "silu", norm.weight, eps)
+    y, ready, memory, tail = decode.step_compiled(layer.rule, token, settings, state.memory, place, offset)
+    return layer.out(y) if ready else layer.output(y.unsqueeze(2), x), StepNeuralMemory(memory, tail)
 
 
 def begin_tail(tail: Tensor | None, seen: Sequence[int]) -> Tensor | None:

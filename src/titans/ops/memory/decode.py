@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +26,7 @@ from titans.miras import MirasConfig
 from titans.ops.memory.chunk_rule import ChunkRule
 from titans.ops.memory.chunked import decays_of, fold, read_chunk
 from titans.ops.memory.decay import Decay
-from titans.ops.memory.native.step import step_rows
+from titans.ops.memory.native.step import StepSettings, StepToken, step_rows
 from titans.ops.memory.rule import Maps, RowRule, Rule
 from titans.ops.memory.scan import memory_start
 from titans.ops.memory.state import MemoryState, OpenChunk, StepMemory
@@ -36,15 +35,16 @@ from titans.ops.place import Place, branch, choose, unchanged
 from titans.ops.rows import columns, valid
 from titans.state import counts
 
+Kept = tuple[Tensor, Maps, Maps, Maps, Maps]
+"""A token's read y [G, 1, D], A, S and W per map, and the kernels' rows, all of which may change with a chunk's end."""
+
 
 def unstepped(miras: MirasConfig) -> str | None:
     """Why a rule has no step of fixed shapes, as the end of a sentence; None where it has."""
     return None if miras.gates == "head" else f"gates are per {miras.gates}, not per head"
 
 
-def step(
-    rule: Rule, tokens: Tokens, state: StepMemory, place: Place, offset: int = 0, compiled: bool = False
-) -> tuple[Tensor, StepMemory]:
+def step(rule: Rule, tokens: Tokens, state: StepMemory, place: Place, offset: int = 0) -> tuple[Tensor, StepMemory]:
     """Write one token per row into the memory and read it right after, as `titans.ops.memory.scan` does.
 
     Args:
@@ -52,39 +52,59 @@ def step(
         state: where the rows' memories stand.
         place: where the streams stand.
         offset: tokens that the memory had read before each stream's first.
-        compiled: leave all but a chunk's end to C++; the native engine must be one for the rule and the device.
 
     Returns:
         y [B, 1, H, D] in q's dtype, and the new state.
     """
-    batch, heads, size = state.tokens.shape[:3]
-    dtype = state.tokens.dtype
     with torch.autocast(tokens.q.device.type, enabled=False):
-        one = tokens.each(lambda x: x.to(dtype).squeeze(1))
-        y, state = (_read_compiled if compiled else _read)(rule, one, state, place, offset)
-        rows, some = place.ends(size, offset)
+        one = tokens.each(lambda x: x.to(state.tokens.dtype).squeeze(1))
+        y, state = _read(rule, one, state, place, offset)
+        rows, some = place.ends(state.tokens.shape[2], offset)
         if torch.compiler.is_compiling() or bool(some):
+            y, state = _end(rule, one.q, y, state, rows, some)
+    return y.unsqueeze(1).to(tokens.q.dtype), state
 
-            def close(q: Tensor, stored: Tensor, rows: Tensor, *kept: Any) -> tuple[Any, ...]:
-                return _close(rule.expand(batch, dtype), q, stored, rows, *kept)
 
-            maps = (_flat(m) for m in (state.weights, state.momentum, state.used))
-            sums = _flat(tuple(x for x in (state.kernel, state.push, state.retained) if x is not None))
-            given = (
-                one.q.reshape(batch * heads, 1, -1),
-                state.tokens.flatten(0, 1),
-                rows,
-                y.flatten(0, 1),
-                *maps,
-                sums,
-            )
-            y, *kept = branch(some, close, _leave, given)
-            state = _state(batch, state.tokens, *kept)
-    return y.view(batch, 1, heads, -1).to(tokens.q.dtype), state
+def step_compiled(
+    rule: Rule, token: StepToken, settings: StepSettings, state: StepMemory, place: Place, offset: int = 0
+) -> tuple[Tensor, bool, StepMemory, Tensor | None]:
+    """A whole layer's step between its projections, but for a chunk's end, in C++.
+
+    The native engine must be one for the rule and the device, and all tensors of one dtype.
+
+    Returns:
+        y [B, 1, d_model], normalised and gated unless the next says no; whether it is; the new state; and the
+        convolution's new tail.
+    """
+    size = state.tokens.shape[2]
+    changed = ("kernel", "push", "retained", *(() if place.extends(size, offset) else ("tokens",)))
+    state = replace(state, **{n: x.clone() for n in changed if (x := getattr(state, n)) is not None})
+    known = ChunkRule.of(rule.miras, size, rule.initial, *(rule.norm or (None, None)))
+    q, y, out, tail = step_rows(known, token, settings, state, place.column(size, offset), place.active)
+    rows, some = place.ends(size, offset)
+    if not bool(some):
+        return out, True, state, tail
+    y, state = _end(rule, q, y, state, rows, some)
+    return y.flatten(1).unsqueeze(1), False, state, tail
+
+
+def _end(rule: Rule, q: Tensor, y: Tensor, state: StepMemory, rows: Tensor, some: Tensor) -> tuple[Tensor, StepMemory]:
+    """What a chunk's last token changes, its own read y [B, H, D] included, if a row has come to it."""
+    batch, heads = y.shape[:2]
+
+    def close(q: Tensor, stored: Tensor, rows: Tensor, kept: Kept) -> Kept:
+        return _close(rule.expand(batch, state.tokens.dtype), q, stored, rows, kept)
+
+    maps = (_flat(m) for m in (state.weights, state.momentum, state.used))
+    sums = _flat(tuple(x for x in (state.kernel, state.push, state.retained) if x is not None))
+    flat_q, flat_y = (x.reshape(batch * heads, 1, -1) for x in (q, y))
+    given = (flat_q, state.tokens.flatten(0, 1), rows, (flat_y, *maps, sums))
+    y, *kept = branch(some, close, _leave, given)
+    return y.view(batch, heads, -1), _state(batch, state.tokens, *kept)
 
 
 def _read(rule: Rule, one: Tokens, state: StepMemory, place: Place, offset: int) -> tuple[Tensor, StepMemory]:
-    """Write and read a token that does not complete a chunk, [B, H, ·]; y [B, H, 1, D]."""
+    """Write and read a token that does not complete a chunk, [B, H, ·]; y [B, H, D]."""
     batch, heads, size = state.tokens.shape[:3]
     dtype = state.tokens.dtype
     flat = one.each(lambda x: x.reshape(batch * heads, 1, *x.shape[2:]))
@@ -103,49 +123,25 @@ def _read(rule: Rule, one: Tokens, state: StepMemory, place: Place, offset: int)
         bound, weights, used or weights, momentum, flat.q, inputs, errors, _decay(sums, bool(momentum), rest)
     )
     kernel, push, retained = _named(sums, bool(momentum), batch)
-    return y.unflatten(0, (batch, heads)), replace(state, tokens=stored, kernel=kernel, push=push, retained=retained)
+    return y.view(batch, heads, -1), replace(state, tokens=stored, kernel=kernel, push=push, retained=retained)
 
 
-def _read_compiled(rule: Rule, one: Tokens, state: StepMemory, place: Place, offset: int) -> tuple[Tensor, StepMemory]:
-    """As `_read`."""
-    size = state.tokens.shape[2]
-    changed = (
-        ("kernel", "push", "retained") if place.extends(size, offset) else ("kernel", "push", "retained", "tokens")
-    )
-    state = replace(state, **{n: x.clone() for n in changed if (x := getattr(state, n)) is not None})
-    known = ChunkRule.of(rule.miras, size, rule.initial, *(rule.norm or (None, None)))
-    y = step_rows(known, one, state, place.column(size, offset), place.active)
-    return y.unsqueeze(2), state
-
-
-def _close(
-    rule: RowRule,
-    q: Tensor,
-    stored: Tensor,
-    rows: Tensor,
-    y: Tensor,
-    weights: Maps,
-    momentum: Maps,
-    used: Maps,
-    sums: Maps,
-) -> tuple[Tensor, Maps, Maps, Maps, Maps]:
-    """What changes with a chunk's last token, in the samples ``rows`` [B] that have read it: its own read, too."""
+def _close(rule: RowRule, q: Tensor, stored: Tensor, rows: Tensor, kept: Kept) -> Kept:
+    """In the samples ``rows`` [B] whose chunk is complete: their last token's read, A, S, W and fresh kernels."""
+    y, *olds = kept
+    weights, momentum, _, sums = olds
     inputs, errors, rest = _split(stored, weights)
     ends = fold(rule, weights, momentum, inputs, errors, _decay(sums, bool(momentum), rest))
     if not rule.expansion_is_exact:
         y = choose(rows, rule.value(q, rule.applied(ends[2])), y)
-    starts = _fresh_sums(sums, bool(momentum))
-    olds = (weights, momentum, used, sums)
-    weights, momentum, used, sums = (
-        tuple(choose(rows, n, o) for n, o in zip(new, old, strict=False))
-        for new, old in zip((*ends, starts), olds, strict=True)
-    )
-    return y, weights, momentum, used, sums
+    pairs = zip((*ends, _fresh_sums(sums, bool(momentum))), olds, strict=True)
+    return y, *(tuple(choose(rows, n, o) for n, o in zip(new, old, strict=False)) for new, old in pairs)  # type: ignore[return-value]
 
 
-def _leave(q: Tensor, stored: Tensor, rows: Tensor, y: Tensor, *kept: Maps) -> tuple[Any, ...]:
+def _leave(q: Tensor, stored: Tensor, rows: Tensor, kept: Kept) -> Kept:
     """Nothing changes."""
-    return unchanged(y), *(tuple(map(unchanged, maps)) for maps in kept)
+    y, *olds = kept
+    return unchanged(y), *(tuple(map(unchanged, maps)) for maps in olds)  # type: ignore[return-value]
 
 
 def _advance(state: StepMemory, gates: Gates, mark: Tensor) -> Maps:

@@ -106,7 +106,7 @@ def _declare(found: ctypes.CDLL) -> ctypes.CDLL:
     sizes, pointers = ctypes.POINTER(ctypes.c_int64), ctypes.POINTER(ctypes.c_void_p)
     found.titans_scan.argtypes = [sizes, pointers, ctypes.c_int, ctypes.c_int, ctypes.c_int]
     found.titans_scan.restype = ctypes.c_int
-    found.titans_step.argtypes = [sizes, pointers, ctypes.c_int, ctypes.c_int]
+    found.titans_step.argtypes = [sizes, ctypes.POINTER(ctypes.c_double), pointers, ctypes.c_int, ctypes.c_int]
     found.titans_step.restype = ctypes.c_int
     found.titans_scan_acts.argtypes = [sizes]
     found.titans_scan_acts.restype = ctypes.c_int64
