@@ -147,22 +147,26 @@ def step_attention(layer: Attention, x: Tensor, state: StepAttention, place: Pla
     """``layer`` with a sliding window, over one token x [B, 1, d_model] of every row."""
     width = layer.window
     assert width is not None
-    (plain, keys, values), tail = project(layer, x, state.tail, place)
+    (plain, keys, values), _, tail = project(layer, x, state.tail, place)
     q, keys = rotated(layer, place, plain, keys)
     fixed = state.cache.shape[2] - width
     cache = place.put(
         state.cache, place.column(width) + fixed, side_by_side(keys, values).to(state.cache), place.overwrites
     )
-    visible = place.once(("window", width, fixed), lambda: filled(place.read.unsqueeze(1), width, fixed))
-    return layer.out(attend(q, plain, cache, fixed, visible)), StepAttention(cache, tail)
+    hidden = place.once(("window", width, fixed), lambda: empty(place.read.unsqueeze(1), width, fixed))
+    return layer.out(attend(q, plain, cache, fixed, hidden)), StepAttention(cache, tail)
 
 
 def project(
-    layer: Attention, x: Tensor, tail: Tensor | None, place: Place
-) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
-    """Queries, keys (neither rotated) and values of one token, each [B, 1, H, D], and the convolution's new tail."""
-    projected, tail = step_convolution(layer.conv, torch.cat((layer.q(x), layer.kv(x)), -1), tail, place)
-    return projected.unflatten(-1, (3, layer.n_heads, layer.head_dim)).unbind(2), tail  # type: ignore[return-value]
+    layer: Attention, x: Tensor, tail: Tensor | None, place: Place, beside: Tensor | None = None
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor | None]:
+    """Queries, keys (neither rotated) and values of one token; keys and values of a vector that is no token of the
+    stream, ``beside`` [B, 1, d_model]; each [B, 1, H, D]. And the convolution's new tail."""
+    pairs = layer.kv(x if beside is None else torch.cat((x, beside), 1))  # one pass over the weights
+    projected, tail = step_convolution(layer.conv, torch.cat((layer.q(x), pairs[:, :1]), -1), tail, place)
+    own = projected.unflatten(-1, (3, layer.n_heads, layer.head_dim)).unbind(2)
+    other = pairs[:, 1:].unflatten(-1, (2, layer.n_heads, layer.head_dim)).unbind(2)
+    return own, other, tail
 
 
 def rotated(layer: Attention, place: Place, *vectors: Tensor, modulo: int | None = None) -> tuple[Tensor, ...]:
@@ -183,19 +187,20 @@ def side_by_side(keys: Tensor, values: Tensor) -> Tensor:
     return torch.cat((keys, values), -1).transpose(1, 2)
 
 
-def filled(last: Tensor, width: int, fixed: int, times: int = 1) -> Tensor:
-    """Columns that hold something: ``fixed`` ones, then ``times`` the first of ``width`` up to ``last`` [B, 1]."""
-    found = torch.arange(width, device=last.device) <= last
-    return F.pad(torch.cat([found] * times, 1), (fixed, 0), value=True).view(len(last), 1, 1, -1)
+def empty(last: Tensor, width: int, fixed: int, times: int = 1) -> Tensor:
+    """Where a cache holds nothing, [B, 1, 1, P + times · width]: after P = ``fixed`` columns come ``times`` ``width``
+    of them, of which those up to ``last`` [B, 1] hold something."""
+    found = torch.arange(width, device=last.device) > last
+    return F.pad(torch.cat([found] * times, 1), (fixed, 0), value=False).view(len(last), 1, 1, -1)
 
 
-def attend(q: Tensor, plain: Tensor, cache: Tensor, fixed: int, visible: Tensor) -> Tensor:
-    """One softmax over a cache's visible columns.
+def attend(q: Tensor, plain: Tensor, cache: Tensor, fixed: int, hidden: Tensor) -> Tensor:
+    """One softmax over a cache's columns.
 
     Args:
         q, plain: one token's queries, rotated and not, [B, 1, H, D].
         cache: [B, H, P + W, 2·D]; the first ``fixed`` = P columns are scored by ``plain``.
-        visible: bool [B, 1, 1, P + W].
+        hidden: bool [B, 1, 1, P + W], True for columns that are not seen.
 
     Returns:
         [B, 1, H·D].
@@ -204,7 +209,7 @@ def attend(q: Tensor, plain: Tensor, cache: Tensor, fixed: int, visible: Tensor)
     scores = q.transpose(1, 2) @ keys[:, :, fixed:].mT
     if fixed:
         scores = torch.cat((plain.transpose(1, 2) @ keys[:, :, :fixed].mT, scores), -1)
-    scores = (scores * q.shape[-1] ** -0.5).masked_fill(~visible, float("-inf"))
+    scores = (scores * q.shape[-1] ** -0.5).masked_fill(hidden, float("-inf"))
     chances = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(values.dtype)
     return (chances @ values).transpose(1, 2).flatten(2)
 

@@ -91,8 +91,9 @@ class Place:
 
         def begins() -> bool:
             first = (self.counts + offset) % size == 0
-            idle = self.active is None or self.active.device != first.device
-            return bool((first if idle else first & self.active).any())
+            if self.active is not None and self.active.device == first.device:
+                first = first & self.active
+            return bool(first.any())
 
         return not self.once(("begins", size, offset), begins)
 

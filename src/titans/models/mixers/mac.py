@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,31 +17,25 @@ from titans.layers.attention import AttentionCache, first_columns
 from titans.layers.convolution import ShortConvolution
 from titans.layers.decoding import (
     StepAttention,
-    StepNeuralMemory,
-    attend,
     begin_columns,
     begin_memory,
     begin_tail,
     end_columns,
     end_memory,
-    filled,
-    project,
-    rotated,
     side_by_side,
-    step_convolution,
-    step_memory,
     unstepped,
 )
 from titans.layers.module import Linear
 from titans.layers.neural_memory import NeuralMemoryState
 from titans.layers.persistent_memory import PersistentMemory
 from titans.models.config import TitansConfig
+from titans.models.mixers.mac_steps import StepMAC, step_mac
 from titans.models.mixers.parts import make_attention, make_memory, make_persistent
 from titans.models.registry import Mixer
 from titans.ops.attention import apply_rotary, segment_attention
 from titans.ops.grid import Block, Grid, Remainder, remainders
 from titans.ops.memory import MemoryState, decode
-from titans.ops.place import Place, branch, choose, unchanged
+from titans.ops.place import Place
 from titans.ops.rows import Rows, flags
 from titans.state import State, counts
 
@@ -94,23 +87,6 @@ class Projected:
                 x, shared = x.expand(self.plain.shape[0], -1, -1), False
             laid.append(x.split(grid.widths) if shared else grid.lay(x).split(grid.widths, 1))
         return [Projected(*part) for part in zip(*laid, strict=True)]
-
-
-@dataclass(frozen=True)
-class StepMAC(State):
-    """`MACState` in buffers of fixed shapes.
-
-    Attributes:
-        memory, previous, context_tail: as there.
-        recalled: φ(previous); empty where that is the same.
-        attention: always visible columns, then the reads for the segment's tokens, then the tokens.
-    """
-
-    memory: StepNeuralMemory
-    previous: Maps
-    recalled: Maps
-    context_tail: Tensor | None
-    attention: StepAttention
 
 
 class MACMixer(Mixer):
@@ -180,35 +156,35 @@ class MACMixer(Mixer):
         Returns:
             y [B, T, d_model], and the caches with the new columns.
         """
-        read_keys, read_values = self.attention.keys_values(self._recall(part.context, previous))
+        read_keys, read_values = self.attention.keys_values(self.recall(part.context, previous))
         new = AttentionCache(part.keys, part.values)
         reads = AttentionCache(apply_rotary(read_keys, part.cos, part.sin), read_values)
         cached = 0
         if caches is not None:
             cached = caches[0].keys.shape[1]
             new, reads = caches[0].then(new), caches[1].then(reads)
-        fixed = self._fixed(previous, part.plain.shape[0])
+        fixed = self.fixed(previous, part.plain.shape[0])
         y = segment_attention(
             part.queries, new.keys, new.values, reads.keys, reads.values,
             start=first_columns(rows, cached, new.keys.device), persistent=fixed and (part.plain, *fixed),
         )  # fmt: skip
         return self.attention_norm(self.attention.out(y.flatten(2))), (new, reads)
 
-    def _recall(self, queries: Tensor, previous: Maps) -> Tensor:
+    def recall(self, queries: Tensor, previous: Maps) -> Tensor:
         """h: what the memory of the previous segment's end knows about projected queries [B, n, d_model].
 
         No gate and no output projection: attention's own projections follow.
         """
         return self.context_norm(self.memory.recall(queries, previous))
 
-    def _fixed(self, previous: Maps, rows: int) -> tuple[Tensor, Tensor] | None:
+    def fixed(self, previous: Maps, rows: int) -> tuple[Tensor, Tensor] | None:
         """Keys and values that every token of the segment sees: P, and the reads with learned queries."""
         tokens = []
         if self.persistent is not None:
             tokens.append(self.persistent.P.unsqueeze(0))
         if self.summary is not None:
             summary = self.summary.P.expand(rows, -1, -1)
-            tokens.append(self._recall(self.context_query(summary), previous))
+            tokens.append(self.recall(self.context_query(summary), previous))
         if not tokens:
             return None
         rows = max(t.shape[0] for t in tokens)
@@ -239,7 +215,7 @@ class MACMixer(Mixer):
         previous = _where([not (n and m) for n, m in zip(seen, state.memory.seen, strict=True)], first, state.previous)
         phases = [n % self.segment for n in seen]
         parts = [begin_columns(cache, phases, self.segment) for cache in (state.reads, state.tokens)]
-        if (fixed := self._fixed(previous, len(seen))) is not None:
+        if (fixed := self.fixed(previous, len(seen))) is not None:
             parts.insert(0, side_by_side(*fixed).expand(len(seen), -1, -1, -1))
         cache = torch.cat([x.to(self.attention.q.weight.dtype) for x in parts], 2)
         context_tail, attention_tail = (begin_tail(t, seen) for t in (state.context_tail, state.attention_tail))
@@ -247,46 +223,7 @@ class MACMixer(Mixer):
         return StepMAC(memory, previous, recalled, context_tail, StepAttention(cache, attention_tail))
 
     def step(self, x: Tensor, state: StepMAC, place: Place) -> tuple[Tensor, StepMAC]:
-        context, context_tail = step_convolution(self.context_conv, self.context_query(x), state.context_tail, place)
-        y, attention = self._step_attention(x, context, state, place)
-        read, memory = step_memory(self.memory, y, state.memory, place)
-        rows, some = place.ends(self.segment)
-
-        def close(rows: Tensor, weights: Maps, used: Maps, *old: Any) -> tuple[Maps, Maps, Maps]:
-            previous, recalled = (
-                tuple(choose(rows, n, o) for n, o in zip(*pair, strict=True)) for pair in zip((weights, used), old[:2])
-            )
-            return previous, recalled, tuple(self._refixed(rows, cache, previous) for cache in old[2])
-
-        caches = () if self.summary is None else (attention.cache,)
-        given = (rows, memory.memory.weights, memory.memory.used, state.previous, state.recalled, caches)
-        previous, recalled, caches = branch(some, close, _unclosed, given)
-        attention = StepAttention(caches[0] if caches else attention.cache, attention.tail)
-        after = StepMAC(memory, previous, recalled, context_tail, attention)
-        return (self.read_through + y) * F.silu(self.memory_norm(read)), after
-
-    def _step_attention(self, x: Tensor, context: Tensor, state: StepMAC, place: Place) -> tuple[Tensor, StepAttention]:
-        """What is written of one token."""
-        layer, size = self.attention, self.segment
-        recalled = decode.read(self.memory.rule, self.memory.normalise(context), state.recalled or state.previous)
-        read_keys, read_values = layer.keys_values(self.context_norm(recalled.flatten(2)))
-        (plain, keys, values), tail = project(layer, x, state.attention.tail, place)
-        q, read_keys, keys = rotated(layer, place, plain, read_keys, keys, modulo=size)
-        old = state.attention.cache
-        fixed = old.shape[2] - 2 * size
-        column = place.column(size) + fixed
-        new = side_by_side(torch.cat((read_keys, keys), 1), torch.cat((read_values, values), 1))
-        cache = place.put(old, torch.cat((column, column + size), 1), new.to(old), place.extends(size))
-        visible = place.once(("segment", size, fixed), lambda: filled(place.column(size), size, fixed, 2))
-        y = self.attention_norm(layer.out(attend(q, plain, cache, fixed, visible)))
-        return y, StepAttention(cache, tail)
-
-    def _refixed(self, rows: Tensor, cache: Tensor, previous: Maps) -> Tensor:
-        """The cache with the always visible columns of a segment that begins, in the samples ``rows``."""
-        fixed = self._fixed(previous, len(rows))
-        assert fixed is not None
-        new = side_by_side(*fixed).to(cache)
-        return torch.cat((choose(rows, new, cache[:, :, : new.shape[2]]), cache[:, :, new.shape[2] :]), 2)
+        return step_mac(self, x, state, place)
 
     def end_steps(self, state: StepMAC, seen: Sequence[int]) -> MACState:
         phases = [n % self.segment for n in seen]
@@ -296,11 +233,6 @@ class MACMixer(Mixer):
         reads, tokens = (end_columns(x, phases) for x in (reads, tokens))
         tails = state.context_tail, state.attention.tail
         return MACState(end_memory(state.memory, seen), state.previous, *tails, tokens, reads)
-
-
-def _unclosed(rows: Tensor, weights: Maps, used: Maps, *kept: Maps) -> tuple[Maps, ...]:
-    """Nothing changes with a token inside a segment."""
-    return tuple(tuple(map(unchanged, maps)) for maps in kept)
 
 
 def _where(rows: Sequence[bool], new: Maps, old: Maps) -> Maps:

@@ -206,8 +206,8 @@ def _flat(maps: Maps) -> Maps:
 
 
 def _state(batch: int, tokens: Tensor, weights: Maps, momentum: Maps, used: Maps, sums: Maps) -> StepMemory:
-    maps = (tuple(x.unflatten(0, (batch, -1)) for x in m) for m in (weights, momentum, used))
-    return StepMemory(*maps, tokens, *_named(sums, bool(momentum), batch))
+    a, s, w = (tuple(x.unflatten(0, (batch, -1)) for x in m) for m in (weights, momentum, used))
+    return StepMemory(a, s, w, tokens, *_named(sums, bool(momentum), batch))
 
 
 def _named(sums: Maps, momentum: bool, batch: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -252,22 +252,25 @@ def begin(rule: Rule, state: MemoryState, seen: Sequence[int]) -> StepMemory:
     assert isinstance(gates.theta, Tensor) and not isinstance(gates.alpha, tuple)
     numbers = [g.unsqueeze(-1) for g in (gates.theta, gates.eta, gates.alpha, gates.write) if g is not None]
     tokens = _left(torch.cat((*chunk.inputs, *chunk.errors, *numbers), -1), phases, size)
-    one = gates.theta.new_ones(batch * heads, 1)
-    kernel, momentum = one.new_zeros(batch * heads, size), bool(flat.momentum)
-    push, pushed, carried, retained = kernel, 0 * one, one, one
-    if chunk.width:
-        ending = decays_of(gates).of_map(0).ending()
-        kernel, retained = _left(ending.share, phases, size).squeeze(-1), ending.retained
-        if ending.momentum_share is not None:
-            push, pushed, carried = (
-                _left(ending.momentum_share, phases, size).squeeze(-1),
-                ending.pushed,
-                ending.carried,
-            )
-    sums = [torch.cat((kernel, pushed), 1), torch.cat((push, carried), 1)] if momentum else [kernel]
-    sums += [] if gates.alpha is None else [retained]
-    found = _state(batch, tokens.unflatten(0, (batch, heads)), flat.weights, flat.momentum, (), tuple(sums))
+    sums = _sums(gates, phases, size, bool(flat.momentum))
+    found = _state(batch, tokens.unflatten(0, (batch, heads)), flat.weights, flat.momentum, (), sums)
     return replace(found, used=shown(rule, found.weights))
+
+
+def _sums(gates: Gates, phases: Sequence[int], size: int, momentum: bool) -> Maps:
+    """The kernels' row of the last of right-aligned columns; gates [G, p]."""
+    one = gates.plain.new_ones(gates.plain.shape[0], 1)
+    kernel = one.new_zeros(len(one), size)
+    push, pushed, carried, retained = kernel, 0 * one, one, one
+    if gates.plain.shape[1]:
+        ending = decays_of(gates).of_map(0).ending()
+        kernel = _left(ending.share, phases, size).squeeze(-1)
+        retained = one if ending.retained is None else ending.retained
+        if ending.momentum_share is not None and ending.pushed is not None and ending.carried is not None:
+            push = _left(ending.momentum_share, phases, size).squeeze(-1)
+            pushed, carried = ending.pushed, ending.carried
+    found = (torch.cat((kernel, pushed), 1), torch.cat((push, carried), 1)) if momentum else (kernel,)
+    return found if gates.alpha is None else (*found, retained)
 
 
 def end(state: StepMemory, seen: Sequence[int]) -> MemoryState:

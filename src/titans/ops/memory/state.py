@@ -188,6 +188,7 @@ def check_finite(states: Sequence[State | None], names: Sequence[str], read: Ten
     for (name, memory), total in zip(found, sums.tolist(), strict=True):
         if not math.isfinite(total) and not all(bool(torch.isfinite(w).all()) for w in memory.weights):
             count = memory.read if isinstance(memory, MemoryState) else read
+            assert count is not None
             raise FloatingPointError(
                 f"the memory of {name} diverged within {int(count.max())} tokens: its weights are "
                 "no longer finite. MirasConfig.steady() keeps the weights of any text bounded; a smaller "
