@@ -175,7 +175,7 @@ def test_states_that_share_buffers_go_on_independently(variant):
     states = [model(x[:, :6]).state]
     oracle = [general(x[:, :6]).state]
     random = torch.Generator().manual_seed(4)
-    for step in range(60):
+    for step in range(30):
         parent = len(states) - 1 if step % 3 else int(torch.randint(len(states), (), generator=random))
         token = torch.randint(VOCAB, (1, 1), generator=random)
         out = model(token, state=states[parent])
@@ -184,7 +184,7 @@ def test_states_that_share_buffers_go_on_independently(variant):
         assert_close(out.logits, expected.logits, f"step {step}")
         states.append(out.state)
         oracle.append(expected.state.detach())
-    assert_close(model(x[:, :9], state=states[7]).logits, general(x[:, :9], state=oracle[7]).logits, "an old one")
+    assert_close(model(x[:, :9], state=states[4]).logits, general(x[:, :9], state=oracle[4]).logits, "an old one")
 
 
 @pytest.mark.parametrize("variant", STEPPED)
