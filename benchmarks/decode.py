@@ -10,8 +10,11 @@ Run ``python benchmarks/decode.py --help``.
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 
 import harness
@@ -34,10 +37,50 @@ class Stream:
     def advance(self, steps: int) -> None:
         """Feed single tokens, each the likeliest after the one before."""
         for _ in range(steps):
-            start = time.perf_counter()
-            out = self.model(self.token, state=self.state)
+            start = time.process_time()
+            out = self.model(self.token, state=given(self.state))
             self.token, self.state = out.logits[:, -1].argmax(-1, keepdim=True), out.state
-            self.seconds.append(time.perf_counter() - start)
+            self.seconds.append(time.process_time() - start)
+
+
+def given(state):
+    """The state as ``generate`` passes it on; an earlier checkout's knows no other way."""
+    return state.given() if hasattr(state, "given") else state
+
+
+class Rival:
+    """The same stream in an earlier checkout, in a process of its own."""
+
+    def __init__(self, variant: str, context: int, options: argparse.Namespace):
+        settings = {k: v for k, v in vars(options).items() if k not in ("before", "output")}
+        path, os.environ["PYTHONPATH"] = os.environ.get("PYTHONPATH"), str(options.before / "src")
+        contestant = harness.Contestant(variant, f"{variant} of {options.before}", {})
+        self.worker = harness.Worker(contestant, Path(__file__), options.threads)
+        os.environ.pop("PYTHONPATH") if path is None else os.environ.update(PYTHONPATH=path)
+        self.worker.ask("build", settings={**settings, "variant": variant, "context": context})
+        self.seconds: list[float] = []
+
+    def advance(self) -> None:
+        """A turn; of its tokens the median is kept."""
+        self.seconds.append(self.worker.ask("step")["seconds"])
+
+
+def build(settings: dict) -> tuple[harness.Step, dict]:
+    """A rival's side: one step is a turn, and tells the median of its tokens."""
+    import torch
+
+    options = argparse.Namespace(**settings)
+    torch.set_num_threads(options.threads)
+    torch.set_grad_enabled(False)
+    stream = open_stream(options.variant, make_model(options.variant, options), options.context)
+    stream.advance(options.warmup)
+
+    def step() -> float:
+        stream.seconds.clear()
+        stream.advance(options.tokens)
+        return median(stream.seconds)
+
+    return step, {}
 
 
 def make_model(variant: str, options: argparse.Namespace):
@@ -97,9 +140,16 @@ def run(options: argparse.Namespace) -> None:
         for stream in streams:
             stream.advance(options.warmup)
             stream.seconds.clear()
+        rivals = {}
+        if options.before is not None:
+            rivals = {
+                s.variant: Rival(s.variant, s.context, options) for s in streams if s.context == options.contexts[-1]
+            }
         for turn in range(options.rounds):
             for stream in streams:
                 stream.advance(options.tokens)
+            for rival in rivals.values():
+                rival.advance()
             note(f"round {turn + 1} of {options.rounds}")
     longest = {s.variant: s for s in streams if s.context == options.contexts[-1]}
     record = [
@@ -108,6 +158,7 @@ def run(options: argparse.Namespace) -> None:
             "context": s.context,
             "milliseconds": milliseconds(s),
             "longest_context_over_this": flatness(longest[s.variant], s, options.tokens),
+            "earlier_over_this": gain(rivals, s, options.tokens),
             "seconds": s.seconds,
         }
         for s in streams
@@ -115,8 +166,8 @@ def run(options: argparse.Namespace) -> None:
     print(
         f"Decoding, ms per token (median; mean in brackets), width {options.width}, {options.layers} layers, batch 1\n"
     )
-    print(decode_table(streams, options.contexts, options.tokens))
-    settings = {k: v for k, v in vars(options).items() if k != "output"}
+    print(decode_table(streams, rivals, options))
+    settings = {k: str(v) if k == "before" else v for k, v in vars(options).items() if k != "output"}
     info = {"torch": torch.__version__, "error_against_forward": errors, "peak_rss_bytes": harness.peak_rss_bytes()}
     harness.save(options.output, {"settings": settings, "info": info, "streams": record})
 
@@ -127,17 +178,30 @@ def milliseconds(stream: Stream) -> dict:
     return {**spread(values), "mean": sum(values) / len(values)}
 
 
-def decode_table(streams: list[Stream], contexts: list[int], tokens: int) -> str:
-    """Models down, contexts across, then how much slower the longest context is than each shorter one."""
-    *shorter, longest = contexts
+def decode_table(streams: list[Stream], rivals: dict[str, Rival], options: argparse.Namespace) -> str:
+    """Models down, contexts across; how much slower the longest context is than each shorter one, and than before."""
+    *shorter, longest = contexts = options.contexts
     head = ["context", *(f"{c:,}" for c in contexts), *(f"{longest:,} / {c:,}" for c in shorter)]
+    head += ["earlier / now"] if rivals else []
     rows = []
     for variant in dict.fromkeys(s.variant for s in streams):
         mine = {s.context: s for s in streams if s.variant == variant}
         figures = {c: milliseconds(mine[c]) for c in contexts}
         cells = [f"{figures[c]['median']:.2f} ({figures[c]['mean']:.2f})" for c in contexts]
-        rows.append([variant, *cells, *(f"{flatness(mine[longest], mine[c], tokens)['median']:.2f}" for c in shorter)])
+        flat = [flatness(mine[longest], mine[c], options.tokens)["median"] for c in shorter]
+        gained = gain(rivals, mine[longest], options.tokens)
+        rows.append([variant, *cells, *(f"{x:.2f}" for x in (*flat, *([gained["median"]] if gained else [])))])
     return harness.table(head, rows)
+
+
+def gain(rivals: dict[str, Rival], stream: Stream, tokens: int) -> dict | None:
+    """Of each turn the rival's median over the stream's; None where it has no rival."""
+    rival = rivals.get(stream.variant)
+    if rival is None or len(rival.seconds) * tokens != len(stream.seconds):
+        return None
+    turns = range(0, len(stream.seconds), tokens)
+    mine = [median(stream.seconds[i : i + tokens]) for i in turns]
+    return spread([theirs / ours for theirs, ours in zip(rival.seconds, mine, strict=True)])
 
 
 def flatness(longest: Stream, shorter: Stream, tokens: int) -> dict:
@@ -158,9 +222,13 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--tokens", type=int, default=16, help="tokens per turn (default: %(default)s)")
     result.add_argument("--rounds", type=int, default=8, help="turns of each (default: %(default)s)")
     result.add_argument("--warmup", type=int, default=4, help="untimed tokens of each (default: %(default)s)")
+    result.add_argument("--before", type=Path, help="root of an earlier checkout to race against")
     harness.add_common_options(result)
     return result
 
 
 if __name__ == "__main__":
-    harness.main(run, parser())
+    if sys.argv[1:] == ["--worker"]:
+        harness.serve(build, lambda settings: {})
+    else:
+        harness.main(run, parser())

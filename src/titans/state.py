@@ -187,7 +187,16 @@ def walk(change: Callable[..., Any], first: Any, *others: Any, path: str = "stat
 
 def counts(values: Sequence[int]) -> Tensor:
     """A count per row, as states hold them."""
-    return torch.tensor(values, dtype=torch.int64)
+    made = torch.tensor(values, dtype=torch.int64)
+    if not torch.compiler.is_dynamo_compiling():
+        made.known = tuple(values)  # type: ignore[attr-defined]  so that `numbers` need not look into an exported graph
+    return made
+
+
+def numbers(count: Tensor) -> tuple[int, ...]:
+    """A count's values."""
+    known: tuple[int, ...] | None = getattr(count, "known", None)
+    return tuple(count.tolist()) if known is None else known
 
 
 def check_rows(state: State) -> None:

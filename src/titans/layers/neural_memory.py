@@ -220,7 +220,7 @@ class NeuralMemory(Module):
         found, memory, _ = scan(self.rule, stored(tokens, store_mask), memory, rows, engine)
         if not checked:
             memory = replace(memory, rule=self.rule_name)
-        y, state = self._output(found, x), NeuralMemoryState(memory, tail)
+        y, state = self.output(found, x), NeuralMemoryState(memory, tail)
         if not checked:
             check_finite([state], ["this layer"])
         if packing is not None:
@@ -234,7 +234,7 @@ class NeuralMemory(Module):
         """
         self._check(x, state)
         q, _, _, _ = self._project(x, state, self._rows(x, state))
-        return self._output(read(self.rule, q, None if state is None else state.memory), x)
+        return self.output(read(self.rule, q, None if state is None else state.memory), x)
 
     def trace(
         self,
@@ -263,7 +263,7 @@ class NeuralMemory(Module):
         Returns:
             [B, n, d_model].
         """
-        return read_weights(self.rule, self._normalise(x), weights).flatten(2)
+        return read_weights(self.rule, self.normalise(x), weights).flatten(2)
 
     def start(self, batch: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """A_0 for every row of a batch, [B, H, out, in] per map."""
@@ -290,7 +290,7 @@ class NeuralMemory(Module):
             steps = tuple(s.exp() / self.theta_max for s in self.log_steps)
         return Rule(self.miras, tuple(self.initial_weights), self.chunk_size, norm, steps)
 
-    def _output(self, found: Tensor, x: Tensor) -> Tensor:
+    def output(self, found: Tensor, x: Tensor) -> Tensor:
         """Normalise, gate by x and project a read [B, T, H, D] -> [B, T, d_model]."""
         return self.out(self.read_norm(found.flatten(2)) * torch.sigmoid(self.read_gate(x)))
 
@@ -306,16 +306,20 @@ class NeuralMemory(Module):
         projected, tail = self.qkv(x), None
         if self.conv is not None:
             projected, tail = self.conv(projected, None if state is None else state.tail, rows)
+        return *self.heads(projected), tail
+
+    def heads(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Projected and convolved tokens [B, T, 3·d_model] -> q, k and v, each [B, T, H, D]."""
         q, k, v = projected.chunk(3, -1)
         if self.qkv_activation == "silu":
             v = F.silu(v)
-        return self._normalise(q), self._normalise(k), self._limit(v.unflatten(-1, (self.n_heads, self.head_dim))), tail
+        return self.normalise(q), self.normalise(k), self._limit(v.unflatten(-1, (self.n_heads, self.head_dim)))
 
-    def _normalise(self, x: Tensor) -> Tensor:
-        """Projected queries or keys [B, T, d_model] -> unit vectors per head [B, T, H, D]."""
+    def normalise(self, x: Tensor) -> Tensor:
+        """Projected queries, keys or both [B, T, n·d_model] -> unit vectors per head [B, T, n·H, D]."""
         if self.qkv_activation == "silu":
             x = F.silu(x)
-        return F.normalize(x.unflatten(-1, (self.n_heads, self.head_dim)), dim=-1, eps=1e-12)
+        return F.normalize(x.unflatten(-1, (-1, self.head_dim)), dim=-1, eps=1e-12)
 
     def _limit(self, v: Tensor) -> Tensor:
         """Values [B, T, H, D], the longer ones cut to √D: what the wrapper x + LN(.) returns is about that long.

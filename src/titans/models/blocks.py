@@ -8,6 +8,7 @@ from titans.layers.feedforward import FeedForward
 from titans.layers.module import Module
 from titans.models.config import TitansConfig
 from titans.models.registry import MIXERS
+from titans.ops.place import Place
 from titans.ops.rows import Rows
 from titans.state import State
 
@@ -32,5 +33,11 @@ class Block(Module):
             store: [B, T] bool, False for tokens that the memory reads but does not write; None: all are written.
         """
         mixed, after = self.mixer(self.mixer_norm(x), state, rows, store)
+        x = x + mixed
+        return x + self.ffn(self.ffn_norm(x)), after
+
+    def step(self, x: Tensor, state: State, place: Place) -> tuple[Tensor, State]:
+        """One token x [B, 1, d_model] of every row, in fixed shapes; ``state`` from the mixer's ``begin_steps``."""
+        mixed, after = self.mixer.step(self.mixer_norm(x), state, place)
         x = x + mixed
         return x + self.ffn(self.ffn_norm(x)), after

@@ -155,7 +155,7 @@ class _Steps:
                     return
             if step + 1 < count:
                 mask = None if self.ends is None else running.unsqueeze(1)
-                out = self.model(token.unsqueeze(1), state=self.state, attention_mask=mask)
+                out = self.model(token.unsqueeze(1), state=self.state.given(), attention_mask=mask)
                 self.logits, self.state = out.logits[:, -1], out.state
 
 

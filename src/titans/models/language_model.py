@@ -24,11 +24,13 @@ from titans.layers.neural_memory import NeuralMemory
 from titans.miras.choice import BY_NAME
 from titans.models.blocks import Block
 from titans.models.config import FREE, TitansConfig
+from titans.models.decoding import Buffers, begin_steps, step, unstepped
 from titans.models.generation import GenerationMixin
 from titans.models.memorize import MemorizeMixin
 from titans.models.state import ModelState, Origin, hash_weights
 from titans.ops.memory import Engine, check_engine, check_finite, pick
 from titans.ops.memory.scan import check_range
+from titans.ops.place import Place
 from titans.ops.rows import Packing, Rows
 from titans.state import counts
 
@@ -160,13 +162,15 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
             check_range("inputs_embeds", x if mask is None else x[mask])
         store = self._flags("store_mask", store_mask, x)
         documents = self._documents(document_ids, x)
+        if store is not None and bool(store.all()):
+            store = None
+        if labels is None and store is None and not output_hidden_states and self._steps(x, state):
+            return self._step(x, state, mask)  # type: ignore[arg-type]
         packing = None
         if mask is not None and not bool(mask.all()):
             packing = Packing.of(mask)
             x = packing.pack(x)
             store, documents = (None if v is None else packing.pack(v) for v in (store, documents))
-        if store is not None and bool(store.all()):
-            store = None
         seen = (0,) * x.shape[0] if state is None else state.seen
         rows = Rows.whole(seen, x.shape[1]) if packing is None else Rows(seen, packing.counts, x.shape[1])
         rows = rows if documents is None else rows.of_documents(documents)
@@ -181,6 +185,27 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
         logits = self.head(hidden)
         loss = _loss(logits, _targets(labels.long(), mask, document_ids), num_items_in_batch)
         return ModelOutput(logits[:, -logits_to_keep:], after, loss, told)
+
+    def _steps(self, x: Tensor, state: ModelState | None) -> bool:
+        """Is this a call for the step of fixed shapes: one token, a state to go on from, no gradients?"""
+        if x.shape[1] != 1 or state is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        return self.decoding()[0] == "step"
+
+    def _step(self, x: Tensor, state: ModelState, mask: Tensor | None) -> ModelOutput:
+        """One token of every row, in fixed shapes."""
+        active = None if mask is None or bool(mask.all()) else mask[:, 0]
+        buffers, origin = state.buffers_of(self), state.origin
+        if buffers is None:
+            buffers, origin = Buffers(begin_steps(self, state)), origin.then(self)
+        place = Place(
+            buffers.steps.read, active, x.device, appends=buffers.newest, overwrites=buffers.newest and buffers.given
+        )
+        hidden, steps = step(self, x, buffers.steps, place)
+        hidden = hidden if active is None else hidden.masked_fill(~active.view(-1, 1, 1), 0)
+        if place.closes:  # weights change with chunks alone
+            check_finite(steps.layers, [f"blocks.{i}" for i in range(len(steps.layers))], steps.read)
+        return ModelOutput(self.head(hidden), ModelState.of_buffers(buffers.then(steps), origin))
 
     def _encode(
         self, x: Tensor, state: ModelState | None, rows: Rows, store: Tensor | None, all_hidden: bool
@@ -216,6 +241,13 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
         """For every memory, by the path of its layer: the engine that computes it, and why that one."""
         memories = ((n, m) for n, m in self.named_modules() if isinstance(m, NeuralMemory))
         return {name: pick(m.engine, m.miras, m.qkv.weight.device) for name, m in memories}
+
+    def decoding(self) -> tuple[str, str]:
+        """How a token is read with a state and without gradients, and why so: by the "step" of fixed shapes, or as any
+        other call, "general"."""
+        if reason := unstepped(self):
+            return "general", reason
+        return "step", "every layer has a step of fixed shapes"
 
     @property
     def origin(self) -> Origin:

@@ -199,7 +199,7 @@ def changes(model: TitansModel, state: ModelState, forgotten: Sequence[Sequence[
         initial = [w.detach().double().cpu() for w in layer.initial_weights]
         now = [w.double().cpu() for w in memory.weights]
         size = _norm(initial)
-        rows = len(memory.count)
+        rows = memory.weights[0].shape[0]
         moved = _norm([w - start for w, start in zip(now, initial, strict=True)]) / rows**0.5
         found.append(LayerChange(moved / size, _norm(now) / rows**0.5 / size, half_life))
     return found

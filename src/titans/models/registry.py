@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from titans.layers.module import Module
+from titans.ops.place import Place
+from titans.state import State
 
 MIXERS: dict[str, type[Mixer]] = {}
 
@@ -23,6 +28,9 @@ class Mixer(Module):
     ``make_attention``) do when they are handed it, with their part of the state; what treats tokens one by one need
     not. `titans.models.mixers.mag` is the shortest mixer that has both.
 
+    A mixer may also read one token at a time in fixed shapes (docs/decoding.md): then it overrides ``unstepped``,
+    ``begin_steps``, ``step`` and ``end_steps``.
+
     Attributes:
         variants: names under which `TitansConfig.variant` knows it.
         has_memory: does it hold a `NeuralMemory`?
@@ -40,3 +48,19 @@ class Mixer(Module):
             if known is not None and known.__qualname__ != cls.__qualname__:
                 raise TypeError(f"variant {name!r} is taken by {known.__name__}: choose another name")
             MIXERS[name] = cls
+
+    def unstepped(self) -> str | None:
+        """Why there is no step of fixed shapes, as the end of a sentence; None where there is."""
+        return f"{type(self).__name__} defines none"
+
+    def begin_steps(self, state: Any, seen: Sequence[int]) -> State:
+        """A state in buffers of fixed shapes, a `State` of its own kind; ``seen``: tokens that each row has read."""
+        raise NotImplementedError
+
+    def step(self, x: Tensor, state: Any, place: Place) -> tuple[Tensor, State]:
+        """One token x [B, 1, d_model] of every row: what a call does, with tensors for counts."""
+        raise NotImplementedError
+
+    def end_steps(self, state: Any, seen: Sequence[int]) -> State:
+        """Undo ``begin_steps``; ``seen``: tokens read by now."""
+        raise NotImplementedError

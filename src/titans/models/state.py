@@ -15,9 +15,10 @@ from safetensors.torch import save as file_of
 from torch import Tensor, nn
 
 from titans.files import bytes_of, hash_tensors, write_whole
+from titans.models.decoding import Buffers, end_steps
 from titans.models.semantics import SEMANTICS, check_semantics
 from titans.models.stored import Dtype, pack, unpack
-from titans.state import State, check_rows, counts, decode, encode, walk
+from titans.state import State, check_rows, counts, decode, encode, numbers, walk
 
 FORMAT_VERSION = 3
 WORDS = {"format", "version", "semantics", "config", "weights", "seen", "layers"}
@@ -125,10 +126,56 @@ class ModelState(State):
     read: Tensor
     origin: Origin = field(compare=False)
 
+    @classmethod
+    def of_buffers(cls, buffers: Buffers, origin: Origin) -> ModelState:
+        """The state that decoding buffers hold, of ``origin``'s model: ``layers`` are made when they are asked for."""
+        state = object.__new__(cls)
+        for name, value in (("read", buffers.steps.read), ("origin", origin), ("_buffers", buffers)):
+            object.__setattr__(state, name, value)
+        return state
+
+    def buffers_of(self, model: nn.Module) -> Buffers | None:
+        """The decoding buffers that hold this state too, while the weights that made them are still ``model``'s."""
+        self._check_not_given()
+        return self.__dict__.get("_buffers") if self.origin.made_by(model) and self.origin.unchanged else None
+
+    def given(self) -> ModelState:
+        """The same state for the next call to write into, where that is faster; this one must not be used any more."""
+        self._check_not_given()
+        buffers: Buffers | None = self.__dict__.get("_buffers")
+        if buffers is None:
+            return self
+        object.__setattr__(self, "_buffers", None)
+        self.__dict__.pop("layers", None)
+        return self.of_buffers(buffers.given_away(), self.origin)
+
+    def _check_not_given(self) -> None:
+        if self.__dict__.get("_buffers", self) is None:
+            raise ValueError("this state was given away to a call that went on from it: use the state that it returned")
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "layers" or "_buffers" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        self._check_not_given()
+        layers = end_steps(self.origin.model, self.__dict__["_buffers"].steps)  # type: ignore[arg-type]
+        object.__setattr__(self, "layers", layers)
+        return layers
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.layers, self.read, self.origin)
+
+    def select(self, rows: Sequence[int] | Tensor) -> ModelState:
+        """As `State.select`."""
+        self._check_not_given()
+        buffers: Buffers | None = self.__dict__.get("_buffers")
+        if buffers is None:
+            return super().select(rows)
+        return self.of_buffers(Buffers(buffers.steps.select(rows)), self.origin)
+
     @property
     def seen(self) -> tuple[int, ...]:
         """Tokens read, per row."""
-        return tuple(self.read.tolist())
+        return numbers(self.read)
 
     @property
     def rows(self) -> int:

@@ -5,7 +5,7 @@ Legend: B batch, T tokens, P persistent tokens, H heads, D head width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -15,15 +15,27 @@ from torch import Tensor, nn
 
 from titans.layers.attention import AttentionCache, first_columns
 from titans.layers.convolution import ShortConvolution
+from titans.layers.decoding import (
+    StepAttention,
+    begin_columns,
+    begin_memory,
+    begin_tail,
+    end_columns,
+    end_memory,
+    side_by_side,
+    unstepped,
+)
 from titans.layers.module import Linear
 from titans.layers.neural_memory import NeuralMemoryState
 from titans.layers.persistent_memory import PersistentMemory
 from titans.models.config import TitansConfig
+from titans.models.mixers.mac_steps import StepMAC, step_mac
 from titans.models.mixers.parts import make_attention, make_memory, make_persistent
 from titans.models.registry import Mixer
 from titans.ops.attention import apply_rotary, segment_attention
 from titans.ops.grid import Block, Grid, Remainder, remainders
-from titans.ops.memory import MemoryState
+from titans.ops.memory import MemoryState, decode
+from titans.ops.place import Place
 from titans.ops.rows import Rows, flags
 from titans.state import State, counts
 
@@ -144,38 +156,39 @@ class MACMixer(Mixer):
         Returns:
             y [B, T, d_model], and the caches with the new columns.
         """
-        read_keys, read_values = self.attention.keys_values(self._recall(part.context, previous))
+        read_keys, read_values = self.attention.keys_values(self.recall(part.context, previous))
         new = AttentionCache(part.keys, part.values)
         reads = AttentionCache(apply_rotary(read_keys, part.cos, part.sin), read_values)
         cached = 0
         if caches is not None:
             cached = caches[0].keys.shape[1]
             new, reads = caches[0].then(new), caches[1].then(reads)
+        fixed = self.fixed(previous, part.plain.shape[0])
         y = segment_attention(
             part.queries, new.keys, new.values, reads.keys, reads.values,
-            start=first_columns(rows, cached, new.keys.device), persistent=self._always(part.plain, previous),
+            start=first_columns(rows, cached, new.keys.device), persistent=fixed and (part.plain, *fixed),
         )  # fmt: skip
         return self.attention_norm(self.attention.out(y.flatten(2))), (new, reads)
 
-    def _recall(self, queries: Tensor, previous: Maps) -> Tensor:
+    def recall(self, queries: Tensor, previous: Maps) -> Tensor:
         """h: what the memory of the previous segment's end knows about projected queries [B, n, d_model].
 
         No gate and no output projection: attention's own projections follow.
         """
         return self.context_norm(self.memory.recall(queries, previous))
 
-    def _always(self, plain: Tensor, previous: Maps) -> tuple[Tensor, Tensor, Tensor] | None:
+    def fixed(self, previous: Maps, rows: int) -> tuple[Tensor, Tensor] | None:
         """Keys and values that every token of the segment sees: P, and the reads with learned queries."""
         tokens = []
         if self.persistent is not None:
             tokens.append(self.persistent.P.unsqueeze(0))
         if self.summary is not None:
-            summary = self.summary.P.expand(plain.shape[0], -1, -1)
-            tokens.append(self._recall(self.context_query(summary), previous))
+            summary = self.summary.P.expand(rows, -1, -1)
+            tokens.append(self.recall(self.context_query(summary), previous))
         if not tokens:
             return None
         rows = max(t.shape[0] for t in tokens)
-        return plain, *self.attention.keys_values(torch.cat([t.expand(rows, -1, -1) for t in tokens], 1))
+        return self.attention.keys_values(torch.cat([t.expand(rows, -1, -1) for t in tokens], 1))
 
     def whole_segment(
         self, part: Projected, weights: Maps, momentum: Maps, tail: Tensor | None
@@ -193,6 +206,40 @@ class MACMixer(Mixer):
         read, after = self.memory(y, NeuralMemoryState(before, tail), return_state=True, rows=rows)
         return y, read, after.memory.weights, after.memory.momentum, after.tail
 
+    def unstepped(self) -> str | None:
+        return unstepped(self.memory)
+
+    def begin_steps(self, state: MACState, seen: Sequence[int]) -> StepMAC:
+        memory = begin_memory(self.memory, state.memory, seen)
+        first = self.memory.start(len(seen), memory.memory.tokens.dtype)
+        previous = _where([not (n and m) for n, m in zip(seen, state.memory.seen, strict=True)], first, state.previous)
+        phases = [n % self.segment for n in seen]
+        parts = [begin_columns(cache, phases, self.segment) for cache in (state.reads, state.tokens)]
+        if (fixed := self.fixed(previous, len(seen))) is not None:
+            parts.insert(0, side_by_side(*fixed).expand(len(seen), -1, -1, -1))
+        cache = torch.cat([x.to(self.attention.q.weight.dtype) for x in parts], 2)
+        context_tail, attention_tail = (begin_tail(t, seen) for t in (state.context_tail, state.attention_tail))
+        recalled = decode.shown(self.memory.rule, previous)
+        return StepMAC(memory, previous, recalled, context_tail, StepAttention(cache, attention_tail))
+
+    def step(self, x: Tensor, state: StepMAC, place: Place) -> tuple[Tensor, StepMAC]:
+        return step_mac(self, x, state, place)
+
+    def end_steps(self, state: StepMAC, seen: Sequence[int]) -> MACState:
+        phases = [n % self.segment for n in seen]
+        *_, reads, tokens = state.attention.cache.split(
+            [state.attention.cache.shape[2] - 2 * self.segment, self.segment, self.segment], 2
+        )
+        reads, tokens = (end_columns(x, phases) for x in (reads, tokens))
+        tails = state.context_tail, state.attention.tail
+        return MACState(end_memory(state.memory, seen), state.previous, *tails, tokens, reads)
+
+
+def _where(rows: Sequence[bool], new: Maps, old: Maps) -> Maps:
+    if all(rows) or not any(rows):
+        return new if all(rows) else old
+    return tuple(torch.where(flags(rows, n), n, o.to(n.dtype)) for n, o in zip(new, old, strict=True))
+
 
 class _Walk:
     """The loop over segments: what it carries along, and the outputs so far."""
@@ -206,22 +253,16 @@ class _Walk:
         self.previous = self.first
         if state is not None:
             fresh = [s == 0 or n == 0 for s, n in zip(rows.seen, state.memory.seen, strict=True)]
-            self.previous = self._where(fresh, self.first, state.previous)
+            self.previous = _where(fresh, self.first, state.previous)
         self.pieces: tuple[list[Tensor], list[Tensor]] = ([], [])
         self.open: list[Remainder] = []
-
-    @staticmethod
-    def _where(rows: tuple[bool, ...] | list[bool], new: Maps, old: Maps) -> Maps:
-        if all(rows) or not any(rows):
-            return new if all(rows) else old
-        return tuple(torch.where(flags(rows, n), n, o.to(n.dtype)) for n, o in zip(new, old, strict=True))
 
     def take(self, block: Block, part: Projected, store: Tensor | None) -> None:
         """One segment's tokens, or those of it that a call still has."""
         if not block.width:  # rows inside a segment have no token here, and the others are at a segment's start
             self._leave(block, self.caches)
             return
-        self.previous = self._where(block.fresh, self.first, self.previous)
+        self.previous = _where(block.fresh, self.first, self.previous)
         if store is None and self._compilable(block):
             y, read = self._compiled(part, block)
         else:
@@ -233,7 +274,7 @@ class _Walk:
                 self._leave(block, joined)
         if any(block.closing):
             assert self.memory is not None
-            self.previous = self._where(block.closing, self.memory.memory.weights, self.previous)
+            self.previous = _where(block.closing, self.memory.memory.weights, self.previous)
         self.pieces[0].append(y)
         self.pieces[1].append(read)
 
@@ -266,8 +307,8 @@ class _Walk:
         training = part.context.requires_grad
         begun = self.memory or self.mixer.memory.begin(part.context)
         rows = [n == 0 for n in begun.seen]
-        weights = self._where(rows, self.first, begun.memory.weights)
-        momentum = self._where(rows, tuple(map(torch.zeros_like, begun.memory.momentum)), begun.memory.momentum)
+        weights = _where(rows, self.first, begun.memory.weights)
+        momentum = _where(rows, tuple(map(torch.zeros_like, begun.memory.momentum)), begun.memory.momentum)
         conv = self.mixer.memory.conv
         tail = None if conv is None else conv.start(part.context, begun.tail, block.seen)
         inputs = [

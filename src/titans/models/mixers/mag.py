@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,10 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from titans.layers.attention import AttentionState
+from titans.layers.decoding import StepAttention, StepNeuralMemory, begin_attention, end_attention, step_attention
 from titans.layers.neural_memory import NeuralMemoryState
 from titans.models.config import TitansConfig
 from titans.models.mixers.parts import PrefixedMemory, make_attention
 from titans.models.registry import Mixer
+from titans.ops.place import Place
 from titans.ops.rows import Rows
 from titans.state import State
 
@@ -23,6 +26,14 @@ class MAGState(State):
 
     memory: NeuralMemoryState
     attention: AttentionState
+
+
+@dataclass(frozen=True)
+class StepMAG(State):
+    """`MAGState` in buffers of fixed shapes."""
+
+    memory: StepNeuralMemory
+    attention: StepAttention
 
 
 class MAGMixer(Mixer):
@@ -52,8 +63,27 @@ class MAGMixer(Mixer):
 
     def forward(self, x: Tensor, state: MAGState | None, rows: Rows, store: Tensor | None) -> tuple[Tensor, MAGState]:
         read, memory, _ = self.branch(x, None if state is None else state.memory, rows, store)
-        always = self.branch.persistent.P.unsqueeze(0) if self.branch.persistent else None
-        y, attention = self.attention(x, None if state is None else state.attention, rows, always)
+        y, attention = self.attention(x, None if state is None else state.attention, rows, self._always())
+        return self._gate(y, read), MAGState(memory, attention)
+
+    def _gate(self, y: Tensor, read: Tensor) -> Tensor:
         y, read = self.attention_norm(y), self.memory_norm(read)
-        o = y * (F.silu(read) + self.attention_through) + read * self.memory_through
-        return o, MAGState(memory, attention)
+        return y * (F.silu(read) + self.attention_through) + read * self.memory_through
+
+    def _always(self) -> Tensor | None:
+        return None if self.branch.persistent is None else self.branch.persistent.P.unsqueeze(0)
+
+    def unstepped(self) -> str | None:
+        return self.branch.unstepped()
+
+    def begin_steps(self, state: MAGState, seen: Sequence[int]) -> StepMAG:
+        memory, _ = self.branch.begin_steps(state.memory, seen)
+        return StepMAG(memory, begin_attention(self.attention, state.attention, seen, self._always()))
+
+    def step(self, x: Tensor, state: StepMAG, place: Place) -> tuple[Tensor, StepMAG]:
+        read, memory = self.branch.step(x, state.memory, place)
+        y, attention = step_attention(self.attention, x, state.attention, place)
+        return self._gate(y, read), StepMAG(memory, attention)
+
+    def end_steps(self, state: StepMAG, seen: Sequence[int]) -> MAGState:
+        return MAGState(self.branch.end_steps(state.memory, seen), end_attention(self.attention, state.attention, seen))

@@ -75,17 +75,32 @@ class Rule:
     def expand(self, batch: int, dtype: torch.dtype) -> RowRule:
         """The rule for every row of a batch."""
         initial = tuple(w.to(dtype) for w in self.initial)
-        anchors = gain = bias = steps = None
+        anchors = steps = None
         if not self.miras.retention.identity:
-            anchors = tuple(_expand(self.miras.retention.anchor(w), batch) for w in initial)
-        if self.miras.architecture.residual_norm:
-            plain = initial[0].new_ones(self.heads, self.width), initial[0].new_zeros(self.heads, self.width)
-            gain, bias = (_expand(x.to(dtype), batch).unsqueeze(1) for x in self.norm or plain)
+            anchors = self._anchors(initial, batch)
         if self.miras.algorithm.per_chunk:
             # The engines sum θ over a chunk; the mean is that over C.
             learned = self.steps or default_steps(self.initial)
             steps = tuple(_expand(s.to(dtype) / self.chunk_size, batch).unsqueeze(-1) for s in learned)
-        return RowRule(self.miras, tuple(_expand(w, batch) for w in initial), anchors, gain, bias, steps)
+        return RowRule(
+            self.miras, tuple(_expand(w, batch) for w in initial), anchors, *self._norm_rows(batch, dtype), steps
+        )
+
+    def reading(self, batch: int, dtype: torch.dtype) -> RowRule:
+        """Of `expand` what a read inside a chunk needs: no A_0, and anchors only where they scale the read."""
+        scaled = self.miras.retention.inside == "scaled"
+        anchors = self._anchors(tuple(w.to(dtype) for w in self.initial), batch) if scaled else None
+        return RowRule(self.miras, (), anchors, *self._norm_rows(batch, dtype))
+
+    def _anchors(self, initial: Maps, batch: int) -> Maps:
+        return tuple(_expand(self.miras.retention.anchor(w), batch) for w in initial)
+
+    def _norm_rows(self, batch: int, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+        if not self.miras.architecture.residual_norm:
+            return None, None
+        plain = self.initial[0].new_ones(self.heads, self.width), self.initial[0].new_zeros(self.heads, self.width)
+        gain, bias = (_expand(x.to(dtype), batch).unsqueeze(1) for x in self.norm or plain)
+        return gain, bias
 
 
 def default_steps(weights: Maps) -> Maps:

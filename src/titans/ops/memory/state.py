@@ -20,7 +20,7 @@ from titans.miras import MirasConfig
 from titans.miras.choice import BY_NAME
 from titans.ops.memory.tokens import Gates
 from titans.ops.rows import valid
-from titans.state import State, check_rows
+from titans.state import State, check_rows, numbers
 
 Maps = tuple[Tensor, ...]
 
@@ -92,7 +92,7 @@ class MemoryState(State):
     @property
     def count(self) -> tuple[int, ...]:
         """Tokens seen, per row."""
-        return tuple(self.read.tolist())
+        return numbers(self.read)
 
     def begun(self, seen: Sequence[int]) -> MemoryState:
         """In the engines' layout, with the open chunk of rows whose streams stand at ``seen``; fresh rows' is empty."""
@@ -128,12 +128,34 @@ def check_made_alike(state: MemoryState, chunk_size: int, rule: str) -> None:
         )
 
 
-def memories(state: State) -> list[MemoryState]:
+@dataclass(frozen=True)
+class StepMemory(State):
+    """What a `MemoryState` holds, in tensors whose shapes never change.
+
+    Attributes:
+        weights, momentum: A and S per map at the open chunk's start, [B, H, out, in] (vector: [B, H, D]).
+        used: W = φ(A) there; empty where A is itself replaced by it.
+        tokens: the open chunk's tokens from column 0 on, [B, H, C, n]: a and δ of every map, θ, η, α, w.
+        kernel: K_t[i] θ_i of the last token t, [B, H, C]; with momentum [B, H, C + 1], the last column m_t.
+        push: L_t[i] θ_i likewise, [B, H, C + 1], the last column h_t; None without momentum.
+        retained: P_t, [B, H, 1]; None without forgetting.
+    """
+
+    weights: Maps
+    momentum: Maps
+    used: Maps
+    tokens: Tensor
+    kernel: Tensor
+    push: Tensor | None
+    retained: Tensor | None
+
+
+def memories(state: State) -> list[MemoryState | StepMemory]:
     """Every memory inside a state."""
-    found: list[MemoryState] = []
+    found: list[MemoryState | StepMemory] = []
 
     def visit(value: object) -> None:
-        if isinstance(value, MemoryState):
+        if isinstance(value, MemoryState | StepMemory):
             found.append(value)
         elif isinstance(value, State):
             for part in vars(value).values():
@@ -143,11 +165,15 @@ def memories(state: State) -> list[MemoryState]:
     return found
 
 
-def check_finite(states: Sequence[State | None], names: Sequence[str]) -> None:
+def check_finite(states: Sequence[State | None], names: Sequence[str], read: Tensor | None = None) -> None:
     """Stop at the call in which a memory diverged, as the verbatim rules can on a text that repeats itself.
 
-    Looks at the weights of every `MemoryState` inside ``states``, but only while no gradients are recorded: in training
-    the loss tells, and on an accelerator a look means to wait: all are looked at together.
+    Looks at the weights of every memory inside ``states``, but only while no gradients are recorded: in training the
+    loss tells, and on an accelerator a look means to wait: all are looked at together.
+
+    Args:
+        states, names: of the layers.
+        read: tokens read per row, where the states do not say.
 
     Raises:
         FloatingPointError: gives the first one's name.
@@ -161,8 +187,10 @@ def check_finite(states: Sequence[State | None], names: Sequence[str]) -> None:
     sums = torch.stack([sum((w.sum() for w in memory.weights), start=torch.zeros(())).float() for _, memory in found])
     for (name, memory), total in zip(found, sums.tolist(), strict=True):
         if not math.isfinite(total) and not all(bool(torch.isfinite(w).all()) for w in memory.weights):
+            count = memory.read if isinstance(memory, MemoryState) else read
+            assert count is not None
             raise FloatingPointError(
-                f"the memory of {name} diverged within {max(memory.count)} tokens: its weights are "
+                f"the memory of {name} diverged within {int(count.max())} tokens: its weights are "
                 "no longer finite. MirasConfig.steady() keeps the weights of any text bounded; a smaller "
                 "theta_max or smaller inputs may help"
             )

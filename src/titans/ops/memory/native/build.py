@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).parent
-SOURCES = ("scan.cpp", "backward.h", "forward.h", "scratch.h", "row.h", "kernels.h")
+SOURCES = ("scan.cpp", "backward.h", "forward.h", "scratch.h", "step.h", "row.h", "kernels.h")
 # Not -ffast-math: it would make the whole process flush denormal numbers to zero.
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
          "-fassociative-math", "-freciprocal-math", "-fopenmp", "-fPIC", "-shared")  # fmt: skip
@@ -106,6 +106,8 @@ def _declare(found: ctypes.CDLL) -> ctypes.CDLL:
     sizes, pointers = ctypes.POINTER(ctypes.c_int64), ctypes.POINTER(ctypes.c_void_p)
     found.titans_scan.argtypes = [sizes, pointers, ctypes.c_int, ctypes.c_int, ctypes.c_int]
     found.titans_scan.restype = ctypes.c_int
+    found.titans_step.argtypes = [sizes, ctypes.POINTER(ctypes.c_double), pointers, ctypes.c_int, ctypes.c_int]
+    found.titans_step.restype = ctypes.c_int
     found.titans_scan_acts.argtypes = [sizes]
     found.titans_scan_acts.restype = ctypes.c_int64
     return found

@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "backward.h"
+#include "step.h"
 
 namespace {
 
@@ -64,11 +65,44 @@ int run(const int64_t* sizes, void* const* pointers, int back, int threads) {
   return back ? backward(s, t, threads) : forward(s, t, threads);
 }
 
+template <class T>
+int step(const int64_t* x, const double* numbers, void* const* p, int threads) {
+  auto long_of = [&](int i) { return long(x[i]); };
+  const StepShape s{long_of(0), long_of(1), long_of(2),  long_of(3),  long_of(4),  long_of(5), long_of(6), long_of(7),
+                    long_of(8), long_of(9), long_of(10), long_of(11), long_of(12), numbers[0], numbers[1]};
+  auto in = [&](int i) { return static_cast<const T*>(p[i]); };
+  auto out = [&](int i) { return static_cast<T*>(p[i]); };
+  const StepTensors<T> t{in(0),   in(1),   in(2),   in(3),   in(4),   in(5),   in(6),
+                         in(7),   in(8),   in(9),   in(10),  in(11),  out(12), out(13),
+                         out(14), out(15), out(16), out(17), out(18), out(19), static_cast<const int64_t*>(p[20]),
+                         static_cast<const bool*>(p[21]), x[13] != 0};
+  std::atomic<int> failed{0};
+  const long rows = s.B * s.heads;
+#pragma omp parallel for num_threads(threads) if (rows > 1 && threads > 1)
+  for (long g = 0; g < rows; g++) {
+    Arena<T> counter;
+    StepScratch<T>(s, counter);
+    if (arena<T>(0).reserve(counter.used()))
+      Step<T>(s, t, g, arena<T>(0)).run();
+    else
+      failed = 1;
+  }
+  for (long sample = 0; sample < s.B; sample++) gated(s, t, sample);
+  return failed;
+}
+
 }  // namespace
 
 // sizes: the fields of Shape; pointers: those of Tensors. Returns 0, or 1 where there was no memory for scratch.
 extern "C" int titans_scan(const int64_t* sizes, void* const* pointers, int is_double, int back, int threads) {
   return is_double ? run<double>(sizes, pointers, back, threads) : run<float>(sizes, pointers, back, threads);
+}
+
+// One token of every row; sizes and numbers: the fields of StepShape, then whether there is an α; pointers: those of
+// StepTensors. Returns as titans_scan does.
+extern "C" int titans_step(const int64_t* sizes, const double* numbers, void* const* pointers, int is_double,
+                           int threads) {
+  return is_double ? step<double>(sizes, numbers, pointers, threads) : step<float>(sizes, numbers, pointers, threads);
 }
 
 // Elements per row and chunk that the forward pass leaves behind.

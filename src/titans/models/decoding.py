@@ -1,0 +1,146 @@
+"""Decoding: a model's step of one token per row, in tensors whose shapes never change.
+
+Legend: B rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from titans.ops.place import Place
+from titans.state import State
+
+if TYPE_CHECKING:
+    from titans.models.language_model import TitansModel
+    from titans.models.state import ModelState
+
+
+@dataclass(frozen=True)
+class StepState(State):
+    """What a `ModelState` holds, in buffers: one state per block, and the tokens read, int64 [B]."""
+
+    layers: tuple[Any, ...]
+    read: Tensor
+
+
+class Buffers:
+    """A `StepState`, and the right to write into its tensors, which passes from state to state.
+
+    Of all states that share buffers the one made last may add columns in place. One that is left behind, and gone on
+    from all the same, gets copies.
+
+    Args:
+        steps: the buffers.
+        last: of the states that share them, the number of the one made last, one entry; None for the first.
+    """
+
+    def __init__(self, steps: StepState, last: list[int] | None = None):
+        self.steps, self._last = steps, [0] if last is None else last
+        self._last[0] += 1
+        self._number = self._last[0]
+        self.given = False
+
+    @property
+    def newest(self) -> bool:
+        return self._number == self._last[0]
+
+    def given_away(self) -> Buffers:
+        """The same, of a state that nobody uses but the call that it is given to."""
+        found = copy(self)
+        found.given = True
+        return found
+
+    def then(self, steps: StepState) -> Buffers:
+        """Of the state after a step."""
+        return Buffers(steps, self._last if self.newest else None)
+
+
+def unstepped(model: TitansModel) -> str | None:
+    """Why a model has no step of fixed shapes, as the end of a sentence; None where it has."""
+    found = ((f"blocks.{i}", block.mixer.unstepped()) for i, block in enumerate(model.blocks))  # type: ignore[union-attr]
+    return next((f"{name}: {reason}" for name, reason in found if reason is not None), None)
+
+
+@torch.no_grad()
+def begin_steps(model: TitansModel, state: ModelState) -> StepState:
+    """A state in buffers, from which `step` goes on; rows that are fresh begin their streams.
+
+    Raises:
+        ValueError: the model has no such step.
+    """
+    _check(model)
+    layers = (block.mixer.begin_steps(old, state.seen) for block, old in zip(model.blocks, state.layers, strict=True))  # type: ignore[union-attr]
+    return StepState(tuple(layers), state.read.clone()).map(torch.Tensor.contiguous)  # strides are part of a graph, too
+
+
+def step(model: TitansModel, x: Tensor, state: StepState, place: Place) -> tuple[Tensor, StepState]:
+    """Read one token of every row.
+
+    Args:
+        x: embeddings [B, 1, d_model].
+        state: from `begin_steps` or the last step; written into where ``place`` says so.
+        place: where the rows stand, at ``state.read``.
+
+    Returns:
+        what the head reads [B, 1, d_model], and the new state.
+    """
+    layers = []
+    for block, old in zip(model.blocks, state.layers, strict=True):
+        x, after = block.step(x, old, place)  # type: ignore[operator]
+        layers.append(after)
+    return model.norm(x), StepState(tuple(layers), place.after)
+
+
+@torch.no_grad()
+def end_steps(model: TitansModel, state: StepState) -> tuple[Any, ...]:
+    """The layers of a `ModelState`: undo `begin_steps`."""
+    seen = tuple(state.read.tolist())
+    return tuple(
+        block.mixer.end_steps(old, seen)  # type: ignore[union-attr]
+        for block, old in zip(model.blocks, state.layers, strict=True)
+    )
+
+
+class DecodingStep(nn.Module):
+    """A model's step as a function of tensors alone: to compile, to export, to capture.
+
+    ``step = DecodingStep(model)``; ``state = begin_steps(model, model(prompt).state)``; then
+    ``logits, state = step(token, state)`` for every token; ``end_steps`` makes a state of it again. Every call has the
+    same shapes, and what differs from token to token is in tensors, so one graph serves all.
+
+    Args:
+        model: which has a step (`unstepped`).
+
+    Raises:
+        ValueError: it has none.
+    """
+
+    def __init__(self, model: TitansModel):
+        super().__init__()
+        _check(model)
+        self.model = model
+
+    def forward(self, input_ids: Tensor, state: StepState, active: Tensor | None = None) -> tuple[Tensor, StepState]:
+        """Read one token of every row.
+
+        Args:
+            input_ids: int64 [B, 1].
+            state: left as it is.
+            active: bool [B], False for rows that take no token; None: all do.
+
+        Returns:
+            logits [B, 1, V], and the new state.
+        """
+        place = Place(state.read, active, input_ids.device)
+        hidden, after = step(self.model, self.model.embedding(input_ids), state, place)
+        return self.model.head(hidden), after
+
+
+def _check(model: TitansModel) -> None:
+    if reason := unstepped(model):
+        raise ValueError(f"this model has no step of fixed shapes: {reason}")
