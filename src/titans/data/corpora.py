@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from titans.data.sources import CORPORA, corpus
-from titans.names import suggestion, unknown
+from titans.names import suggestion
 
 SPLITS = ("train", "validation", "test")
 SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -64,7 +64,7 @@ def load_documents(
         ImportError: a ``.parquet`` file is asked for and pyarrow is not installed.
     """
     if split not in SPLITS:
-        raise ValueError(unknown("split:", split, SPLITS))
+        raise ValueError(f"split: {split!r} is none of {', '.join(SPLITS)}{suggestion(split, SPLITS)}")
     if source in CORPORA:
         return CORPORA[str(source)](split, data_dir)
     if not str(source):
