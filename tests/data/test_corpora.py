@@ -115,7 +115,7 @@ def test_folder_with_its_own_splits(tmp_path, validation_name):
 
 
 def test_errors_name_the_field(tmp_path):
-    with pytest.raises(ValueError, match="split: must be one of .*, got 'dev'"):
+    with pytest.raises(ValueError, match="split: 'dev'"):
         load_documents("stdlib", "dev")
     with pytest.raises(FileNotFoundError, match="source: 'nowhere'"):
         load_documents("nowhere", "train")
