@@ -191,7 +191,7 @@ def test_bits_per_byte():
 def test_errors_name_the_field():
     documents = documents_of(TEXTS)
     for build in (WindowDataset, evaluation_windows):
-        with pytest.raises(ValueError, match="length: 1 must be at least 2"):
+        with pytest.raises(ValueError, match="length: 1 must be an integer of at least 2"):
             build(documents, 1)
     with pytest.raises(ValueError, match="n_windows: 0"):
         WindowDataset(documents, 10, n_windows=0)
