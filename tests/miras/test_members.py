@@ -149,7 +149,7 @@ def test_a_plain_function_is_a_bias_that_cannot_be_saved():
         (lambda: ElasticNet(l1=-1), "l1"),
         (lambda: KLRetention(scale=0), "scale"),
         (lambda: MirasConfig(gates="layer"), "gates"),
-        (lambda: MirasConfig(bias="cubic"), "bias 'cubic' is unknown"),
+        (lambda: MirasConfig(bias="cubic"), "bias must be one of .* got 'cubic'"),
         (lambda: MirasConfig(retention={"name": "lq", "p": 3}), "p\n"),
         (lambda: MirasConfig(momentum=True), "momentum"),
     ],

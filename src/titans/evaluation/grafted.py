@@ -43,6 +43,10 @@ class GraftedState:
         held = [x for layer in self.cache.layers for x in (layer.keys, layer.values)]
         return sum(x.nbytes for x in (*held, *memories(self.cache).values()))
 
+    def given(self) -> GraftedState:
+        """As `ModelState.given`: nothing to gain here, calls replace tensors."""
+        return self
+
     def copied(self) -> Any:
         """A cache to go on with: one that holds the same tensors, which are replaced and never written to."""
         new = copy.copy(self.cache)
