@@ -116,8 +116,7 @@ class TitansForCausalLM(Whole, PreTrainedModel, GenerationMixin):
     def __init__(self, config: TitansHFConfig):
         super().__init__(config)
         self.model: TitansModel = build_model(config.core())
-        for module in self.modules():  # its start is no sum of its modules' own: not to be drawn again one by one
-            module._is_hf_initialized = True  # type: ignore[assignment]
+        self.apply(lambda module: setattr(module, "_is_hf_initialized", True))  # started: not to be drawn again
         self.post_init()
 
     def forward(  # the names and order of TitansModel.forward, then transformers' own
@@ -192,8 +191,7 @@ class TitansForCausalLM(Whole, PreTrainedModel, GenerationMixin):
             kwargs["past_key_values"] = TitansCache(cache.state.fork(expand_size), cache.columns)
         return super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)  # type: ignore[misc]
 
-    def _init_weights(self, module: nn.Module) -> None:
-        """Start a new embedding or head, after ``resize_token_embeddings`` say."""
+    def _init_weights(self, module: nn.Module) -> None:  # of a new embedding or head
         if isinstance(module, (nn.Embedding, nn.Linear)) and not module.weight.is_meta:
             reset(module)
 

@@ -75,7 +75,9 @@ def begin_steps(model: TitansModel, state: ModelState) -> StepState:
     """
     _check(model)
     layers = (block.mixer.begin_steps(old, state.seen) for block, old in zip(model.blocks, state.layers, strict=True))  # type: ignore[union-attr]
-    return StepState(tuple(layers), state.read.clone()).map(torch.Tensor.contiguous)  # strides are part of a graph, too
+    # Strides are part of a graph, too, those of a batch of one included, which `contiguous` leaves as they are.
+    new = StepState(tuple(layers), state.read.clone())
+    return new.map(lambda x: x.clone(memory_format=torch.contiguous_format))
 
 
 def step(model: TitansModel, x: Tensor, state: StepState, place: Place) -> tuple[Tensor, StepState]:
