@@ -99,6 +99,11 @@ def begin_tail(tail: Tensor | None, seen: Sequence[int]) -> Tensor | None:
     return tail.masked_fill(flags([n == 0 for n in seen], tail), 0)
 
 
+def _laid_out(x: Tensor) -> Tensor:
+    """A copy of the strides that every step's tensors have; ``contiguous`` leaves those of a batch of one alone."""
+    return x.clone(memory_format=torch.contiguous_format)
+
+
 def step_convolution(
     conv: ShortConvolution | None, x: Tensor, tail: Tensor | None, place: Place
 ) -> tuple[Tensor, Tensor | None]:
@@ -106,7 +111,7 @@ def step_convolution(
     if conv is None or tail is None:
         return x, None
     padded = torch.cat((tail.to(x.dtype), x), 1)
-    after = place.keep(padded[:, 1:].contiguous(), tail.to(x.dtype))  # of the strides that it came with
+    after = place.keep(_laid_out(padded[:, 1:]), tail.to(x.dtype))
     return (padded * conv.weight.to(x.dtype)).sum(1, keepdim=True), after
 
 
