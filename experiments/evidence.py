@@ -25,7 +25,7 @@ from experiments.framework import SCALES, Column, Experiment, Figures, Workplace
 from experiments.framework.recall import device
 from experiments.framework.scales import corpus, match_parameters, parameters, text_run
 from experiments.framework.text import train_text, validation_streams
-from experiments.lasting import by_bucket
+from experiments.lasting import by_bucket, sort_changes
 from titans import TitansModel, load_model
 from titans.data import ByteTokenizer
 from titans.evaluation import nats_by_position
@@ -33,7 +33,6 @@ from titans.models import TitansConfig
 from titans.models.cost import measure_cost
 from titans.training import ConfigError, TrainConfig
 from titans.training.checkpoints import METRICS_FILE
-from titans.training.config import set_field
 from titans.training.plots import read_metrics
 
 WIDE = "window-wide"
@@ -80,10 +79,7 @@ def arms(scale: str, data: Path | None = None, row: str | None = None, set: tupl
     """The field, or one of it; any other row is a MAG unless its changes say otherwise."""
     size, text = SCALES[scale], corpus(SCALES[scale], data)
     measure: dict[str, Any] = {"measure": {}}
-    changes = tuple(change for change in set if not change.startswith("measure."))
-    for change in set:
-        if change not in changes:
-            set_field(measure, change)
+    changes, chosen = sort_changes(set, measure)
 
     def run(fields: dict[str, Any], changes: tuple[str, ...] = changes) -> TrainConfig:
         return text_run(size, text, overrides=("training.eval_every=0", *changes), **{"miras": None, **fields})
@@ -93,8 +89,8 @@ def arms(scale: str, data: Path | None = None, row: str | None = None, set: tupl
     found = {}
     for name in FIELD if row is None else (row,):
         fields = dict(FIELD.get(name, {"variant": "MAG"}))
-        if chosen := [change.partition("=")[2] for change in changes if change.startswith("model.variant=")]:
-            fields["variant"] = chosen[-1]
+        if chosen:
+            fields["variant"] = chosen
         if name == WIDE:
             fields["window"] = window_of_equal_state(like)
         task = run(fields)

@@ -62,14 +62,10 @@ def arms(scale: str, data: Path | None = None, row: str | None = None, set: tupl
     size, text = SCALES[scale], corpus(SCALES[scale], data)
     length = size.length * 64
     measured = {"measure": {"length": length} if scale == "small" else {"length": length, "windows": 32, "streams": 2}}
-    chosen = [change.partition("=")[2] for change in set if change.startswith("model.variant=")]
-    changes = [change for change in set if not change.startswith("measure.")]
-    for change in set:
-        if change not in changes:
-            set_field(measured, change)
+    changes, chosen = sort_changes(set, measured)
     found = {}
     for name in VARIANTS if row is None else (row,):
-        variant = chosen[-1] if chosen else name if row is None else "MAG"
+        variant = chosen or (name if row is None else "MAG")
         mult = {"ffn_mult": FFN_MULT.get(variant, 4.0)} if size.preset is None else {}
         # Without a rule, so that a change may be one of its shorthands (mem_layers, d_hidden, …).
         run = text_run(size, text, variant, ("training.eval_every=0", *changes), miras=None, **mult)
@@ -80,6 +76,15 @@ def arms(scale: str, data: Path | None = None, row: str | None = None, set: tupl
     if found[name].measure.streams:
         validation_streams(run.data, long, 1, ByteTokenizer())  # a corpus too short is told now
     return found
+
+
+def sort_changes(changes: tuple[str, ...], measured: dict) -> tuple[tuple[str, ...], str | None]:
+    """Those of the run, and the variant that the last of them chooses; those of the measure go into ``measured``."""
+    for change in changes:
+        if change.startswith("measure."):
+            set_field(measured, change)
+    variants = [change.partition("=")[2] for change in changes if change.startswith("model.variant=")]
+    return tuple(c for c in changes if not c.startswith("measure.")), variants[-1] if variants else None
 
 
 def unit(row: Row, seed: int, place: Workplace) -> Figures:
