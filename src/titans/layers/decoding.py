@@ -31,7 +31,7 @@ from titans.state import State
 
 @dataclass(frozen=True)
 class StepNeuralMemory(State):
-    """The memory, and the last inputs of its convolution [B, K-1, 3·d_model] (None without one)."""
+    """The memory, and the last inputs of its convolution [B, K-1, 3·H·D] (None without one)."""
 
     memory: StepMemory
     tail: Tensor | None

@@ -1,6 +1,6 @@
 """The long-term memory as a layer for any sequence of vectors.
 
-Legend: B batch, T tokens, H memory heads, D head width (d_model / H), C chunk.
+Legend: B batch, T tokens, H memory heads, D head width, C chunk.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from titans.state import State, counts
 
 @dataclass(frozen=True)
 class NeuralMemoryState(State):
-    """The memory, and the last inputs of the convolution [B, K-1, 3·d_model] (None without one)."""
+    """The memory, and the last inputs of the convolution [B, K-1, 3·H·D] (None without one)."""
 
     memory: MemoryState
     tail: Tensor | None
@@ -66,7 +66,8 @@ class NeuralMemory(Module):
         n_layers: depth of the memory network; 1 is the matrix memory. Default: as ``miras`` says.
         n_heads: memory heads; default: the largest that leaves heads at least 64 wide.
         chunk_size: C; gradients are taken at the weights of the chunk's start. Gates act per token for every C.
-        d_hidden: total hidden width of the memory networks, split over the heads; default 4·d_model.
+        head_dim: D, the width of a head's keys and values, and with it how much it holds; default d_model / H.
+        d_hidden: total hidden width of the memory networks, split over the heads; default 4·H·D.
         use_momentum: carry past surprise along (Titans Eq. 10). Default: as ``miras`` says.
         use_decay: forgetting gate α (Titans Eq. 13); default True.
         miras: the four choices; default ``MirasConfig.steady()``.
@@ -94,6 +95,7 @@ class NeuralMemory(Module):
         n_heads: int | None = None,
         chunk_size: int = 64,
         *,
+        head_dim: int | None = None,
         d_hidden: int | None = None,
         use_momentum: bool | None = None,
         use_decay: bool | None = None,
@@ -112,15 +114,17 @@ class NeuralMemory(Module):
             check_count(name, value, least)
         n_heads = default_heads(d_model) if n_heads is None else n_heads
         check_count("n_heads", n_heads, 1)
-        if d_model % n_heads:
+        if head_dim is None and d_model % n_heads:
             raise ValueError(f"n_heads must divide d_model = {d_model}, got {n_heads}")
+        self.head_dim = d_model // n_heads if head_dim is None else head_dim
+        check_count("head_dim", self.head_dim, 1)
+        width = n_heads * self.head_dim
         if theta_max is not None and not 0 < theta_max < math.inf:
             raise ValueError(f"theta_max must be positive and finite, got {theta_max}")
         if qkv_activation not in ("none", "silu"):
             raise ValueError(f"qkv_activation must be 'none' or 'silu', got {qkv_activation!r}")
         self.d_model, self.n_heads, self.chunk_size = d_model, n_heads, chunk_size
-        self.head_dim = d_model // n_heads
-        self.miras = resolve_miras(miras, n_layers, d_hidden, use_momentum, d_model, n_heads)
+        self.miras = resolve_miras(miras, n_layers, d_hidden, use_momentum, width, n_heads)
         self.rule_name = rule_name(self.miras)
         self.use_decay = use_decay is not False
         check_engine(engine)
@@ -128,8 +132,8 @@ class NeuralMemory(Module):
         self.qkv_activation = qkv_activation
         self.theta_max = default_theta_max(self.miras, self.head_dim, chunk_size) if theta_max is None else theta_max
 
-        self.qkv = Linear(d_model, 3 * d_model)
-        self.conv = ShortConvolution(3 * d_model, conv_kernel) if conv_kernel else None
+        self.qkv = Linear(d_model, 3 * width)
+        self.conv = ShortConvolution(3 * width, conv_kernel) if conv_kernel else None
         self.gates = MemoryGates(d_model, n_heads, self.head_dim, self.miras, self.use_decay, self.theta_max)
         shapes = [(n_heads, *shape) for shape in self.miras.architecture.shapes(self.head_dim)]
         self.initial_weights = nn.ParameterList(nn.Parameter(torch.empty(shape)) for shape in shapes)
@@ -137,9 +141,9 @@ class NeuralMemory(Module):
         self.log_steps = nn.ParameterList(nn.Parameter(torch.empty(n_heads)) for _ in shapes) if per_chunk else None
         self.norm_gain = nn.Parameter(torch.empty(n_heads, self.head_dim)) if normed else None
         self.norm_bias = nn.Parameter(torch.empty(n_heads, self.head_dim)) if normed else None
-        self.read_norm = nn.RMSNorm(d_model)
-        self.read_gate = Linear(d_model, d_model)
-        self.out = Linear(d_model, d_model)
+        self.read_norm = nn.RMSNorm(width)
+        self.read_gate = Linear(d_model, width)
+        self.out = Linear(width, d_model)
         self.initialise()
 
     @torch.no_grad()
@@ -257,11 +261,11 @@ class NeuralMemory(Module):
         """Read from weights at a chunk's start, neither gated nor projected.
 
         Args:
-            x: projected queries [B, n, d_model], not normalised.
+            x: projected queries [B, n, H·D], not normalised.
             weights: accumulated weights A per map, [B, H, out, in].
 
         Returns:
-            [B, n, d_model].
+            [B, n, H·D].
         """
         return read_weights(self.rule, self.normalise(x), weights).flatten(2)
 
@@ -309,14 +313,14 @@ class NeuralMemory(Module):
         return *self.heads(projected), tail
 
     def heads(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Projected and convolved tokens [B, T, 3·d_model] -> q, k and v, each [B, T, H, D]."""
+        """Projected and convolved tokens [B, T, 3·H·D] -> q, k and v, each [B, T, H, D]."""
         q, k, v = projected.chunk(3, -1)
         if self.qkv_activation == "silu":
             v = F.silu(v)
         return self.normalise(q), self.normalise(k), self._limit(v.unflatten(-1, (self.n_heads, self.head_dim)))
 
     def normalise(self, x: Tensor) -> Tensor:
-        """Projected queries, keys or both [B, T, n·d_model] -> unit vectors per head [B, T, n·H, D]."""
+        """Projected queries, keys or both [B, T, n·H·D] -> unit vectors per head [B, T, n·H, D]."""
         if self.qkv_activation == "silu":
             x = F.silu(x)
         return F.normalize(x.unflatten(-1, (-1, self.head_dim)), dim=-1, eps=1e-12)
@@ -369,6 +373,6 @@ class NeuralMemory(Module):
                 raise ValueError(f"state.memory.{name} has shapes {found}, this memory and batch need {shapes}")
         if bool(memory.momentum) != self.miras.algorithm.momentum:
             raise ValueError(f"state.memory.momentum must {'not ' * (not self.miras.algorithm.momentum)}be there")
-        tail = None if self.conv is None else [rows, self.conv.kernel - 1, 3 * self.d_model]
+        tail = None if self.conv is None else [rows, self.conv.kernel - 1, self.qkv.weight.shape[0]]
         if (None if state.tail is None else list(state.tail.shape)) != tail:
             raise ValueError(f"state.tail must be {tail}, got {None if state.tail is None else list(state.tail.shape)}")

@@ -75,8 +75,9 @@ class TitansConfig(CheckedModel):
         n_layers: number of blocks.
         n_heads: attention heads; default the largest that leaves heads at least 64 wide.
         mem_heads: memory heads; default as n_heads' default.
+        mem_head_dim: width of a memory head's keys and values; default d_model / mem_heads.
         mem_layers: depth of the memory network, 1 for the matrix memory; default as ``miras`` says.
-        d_hidden: total hidden width of the memory networks; default 4·d_model.
+        d_hidden: total hidden width of the memory networks; default four times that of its heads together.
         n_persistent: persistent tokens per layer.
         n_memory_tokens: MAC: additional memory reads with learned queries per segment.
         ffn_mult: width of the feed-forward, as a multiple of d_model in its two-matrix equivalent.
@@ -108,6 +109,7 @@ class TitansConfig(CheckedModel):
     n_layers: int = Field(default=12, ge=1, le=2**16)
     n_heads: int | None = Field(default=None, ge=1, le=2**20)
     mem_heads: int | None = Field(default=None, ge=1, le=2**20)
+    mem_head_dim: int | None = Field(default=None, ge=1, le=2**20)
     mem_layers: int | None = Field(default=None, ge=1, le=16)
     d_hidden: int | None = Field(default=None, ge=1, le=2**26)
     n_persistent: int = Field(default=16, ge=0, le=2**20)
@@ -153,7 +155,7 @@ class TitansConfig(CheckedModel):
     def _fits(self) -> TitansConfig:
         if self.d_model % self.attention_heads:
             raise ValueError(f"n_heads must divide d_model = {self.d_model}, got {self.attention_heads}")
-        if self.d_model % self.memory_heads:
+        if self.mem_head_dim is None and self.d_model % self.memory_heads:
             raise ValueError(f"mem_heads must divide d_model = {self.d_model}, got {self.memory_heads}")
         if self.variant == "MAC" and self.segment % self.chunk_size:
             raise ValueError(f"chunk_size must divide segment_len = {self.segment}, got {self.chunk_size}")
@@ -181,6 +183,11 @@ class TitansConfig(CheckedModel):
         return self.mem_heads or default_heads(self.d_model)
 
     @property
+    def memory_width(self) -> int:
+        """Of all memory heads' keys together."""
+        return self.memory_heads * self.mem_head_dim if self.mem_head_dim else self.d_model
+
+    @property
     def segment(self) -> int:
         return self.segment_len or self.chunk_size
 
@@ -188,7 +195,7 @@ class TitansConfig(CheckedModel):
     def rule(self) -> MirasConfig:
         """The memory rule with the shorthands applied."""
         return resolve_miras(
-            self.miras, self.mem_layers, self.d_hidden, self.use_momentum, self.d_model, self.memory_heads
+            self.miras, self.mem_layers, self.d_hidden, self.use_momentum, self.memory_width, self.memory_heads
         )
 
     @property

@@ -109,9 +109,11 @@ class MACMixer(Mixer):
         self.persistent = make_persistent(config)
         self.summary = PersistentMemory(config.n_memory_tokens, config.d_model) if config.n_memory_tokens else None
         self.attention = make_attention(config, None, itself=config.segment)
-        self.context_query = Linear(config.d_model, config.d_model)
-        self.context_conv = ShortConvolution(config.d_model, config.conv_kernel) if config.conv_kernel else None
-        self.context_norm = nn.RMSNorm(config.d_model)
+        width = config.memory_width
+        self.context_query = Linear(config.d_model, width)
+        self.context_conv = ShortConvolution(width, config.conv_kernel) if config.conv_kernel else None
+        self.context_norm = nn.RMSNorm(width)
+        self.context_out = Linear(width, config.d_model) if width != config.d_model else None
         self.attention_norm = nn.RMSNorm(config.d_model)
         self.memory_norm = nn.RMSNorm(config.d_model)
         self.read_through = nn.Parameter(torch.empty(config.d_model))
@@ -171,11 +173,16 @@ class MACMixer(Mixer):
         return self.attention_norm(self.attention.out(y.flatten(2))), (new, reads)
 
     def recall(self, queries: Tensor, previous: Maps) -> Tensor:
-        """h: what the memory of the previous segment's end knows about projected queries [B, n, d_model].
+        """h: what the memory of the previous segment's end knows about projected queries [B, n, H·D].
 
-        No gate and no output projection: attention's own projections follow.
+        No gate, and no output projection where the widths fit: attention's own projections follow.
         """
-        return self.context_norm(self.memory.recall(queries, previous))
+        return self.context(self.memory.recall(queries, previous))
+
+    def context(self, recalled: Tensor) -> Tensor:
+        """A read of the memory [B, n, H·D] as attention takes it [B, n, d_model]."""
+        h = self.context_norm(recalled)
+        return h if self.context_out is None else self.context_out(h)
 
     def fixed(self, previous: Maps, rows: int) -> tuple[Tensor, Tensor] | None:
         """Keys and values that every token of the segment sees: P, and the reads with learned queries."""

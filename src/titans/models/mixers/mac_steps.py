@@ -82,7 +82,7 @@ def _step_attention(
     """What is written of one token; ``context`` is its query for the last segment's memory [B, 1, d_model]."""
     layer, size = mixer.attention, mixer.segment
     recalled = decode.read(mixer.memory.rule, mixer.memory.normalise(context), state.recalled or state.previous)
-    h = mixer.context_norm(recalled.flatten(2))
+    h = mixer.context(recalled.flatten(2))
     (plain, keys, values), (read_keys, read_values), tail = project(layer, x, state.attention.tail, place, beside=h)
     q, read_keys, keys = rotated(layer, place, plain, read_keys, keys, modulo=size)
     old = state.attention.cache

@@ -27,6 +27,7 @@ def make_memory(config: TitansConfig) -> NeuralMemory:
     return NeuralMemory(
         config.d_model,
         n_heads=config.memory_heads,
+        head_dim=config.mem_head_dim,
         chunk_size=config.chunk_size,
         use_decay=config.use_decay,
         miras=config.rule,
