@@ -14,6 +14,7 @@ SETTINGS = [
     {"miras": MirasConfig.titans(), "n_persistent": 0, "d_hidden": None},
     {"conv_kernel": 0, "use_decay": False},
     {"n_memory_tokens": 2, "use_momentum": False, "mem_layers": 1, "d_hidden": None},
+    {"mem_heads": 3, "mem_head_dim": 8, "d_hidden": 24},
 ]
 
 

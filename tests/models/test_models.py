@@ -338,6 +338,7 @@ def test_errors_name_the_field(call, named):
         ({"mem_layers": 3, "miras": MirasConfig.steady()}, "mem_layers = 3 contradicts miras"),
         ({"use_momentum": False, "miras": MirasConfig.titans()}, "use_momentum = False contradicts"),
         ({"d_hidden": 7}, "d_hidden must be a multiple"),
+        ({"mem_head_dim": 0}, "mem_head_dim"),
     ],
 )
 def test_wrong_configurations_are_refused(fields, named):

@@ -274,8 +274,8 @@ class NeuralMemory(Module):
         return initial_weights(self.rule, batch, dtype)
 
     def begin(self, x: Tensor) -> NeuralMemoryState:
-        """The state of fresh rows, with A_0 in it; x [B, T, d_model] tells batch and dtype."""
-        gates = self.gates(x[:, :0])[0].each(lambda g: g.transpose(1, 2)).storable()
+        """The state of fresh rows, with A_0 in it; x [B, ...] tells batch and dtype."""
+        gates = self.gates(x.new_zeros(x.shape[0], 0, self.d_model))[0].each(lambda g: g.transpose(1, 2)).storable()
         weights = self.start(x.shape[0], x.dtype)
         momentum = tuple(map(torch.zeros_like, weights)) if self.miras.algorithm.momentum else ()
         inputs = tuple(w.new_zeros(*w.shape[:2], 0, w.shape[-1]) for w in weights)
