@@ -11,7 +11,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src"
 FLOORS = (
     *("names", "files", "autograd", "state", "miras", "ops", "layers", "memory", "models", "hf"),
-    *("data", "training", "reading", "evaluation", "cli"),
+    *("data", "evaluation", "training", "reading", "cli"),
 )
 DOOR = "titans.cli.experiment"  # to the experiments, which are not part of the wheel
 # `titans` itself offers everything up to the models, so those floors must not lean on it.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from titans.evaluation import EvaluationError, training_batch
+from titans.evaluation import EvaluationError, TaskRows, training_batch
 from titans.evaluation.niah import NEEDLE, REPEAT, SETTINGS, Niah, word_lists
 from titans.evaluation.running_text import running_text, sentences_of
 from titans.evaluation.task import NotMeasurable
@@ -129,6 +129,56 @@ def test_training_batches_ask_what_evaluation_asks(name, text, tokenizer):
     dense = batch(0, dense=True)[1]
     assert torch.equal(dense[dense >= 0], ids[dense >= 0]) and bool((dense[labels >= 0] >= 0).all())
     assert bool((dense[:, :500] >= 0).all())
+
+
+@pytest.mark.parametrize("name", ["niah_single_2", "niah_multikey_2", "babilong_qa1", "babilong_qa4", "babilong_qa5"])
+def test_a_row_asks_several_questions_about_one_text(name, text, tokenizer):
+    """Every answer is the one that its own question has, asked right before it."""
+    generator = torch.Generator().manual_seed(0)
+    ids, labels = training_batch(name, tokenizer, 6, 1200, generator, text=text, questions=3)
+    counts, begun = set(), set()
+    for row, asked in zip(ids, labels):
+        ends = ((row == tokenizer.separator_id) & (asked >= 0)).nonzero().flatten().tolist()
+        begun.add(int(row[0]) == tokenizer.separator_id)
+        starts = [i for i in range(1, 1200) if asked[i] >= 0 and asked[i - 1] < 0]
+        assert len(starts) == len(ends)
+        counts.add(len(ends))
+        whole, questions = tokenizer.decode(row[: starts[0]].tolist()), set()
+        for before, start, end in zip([0, *(e + 1 for e in ends)], starts, ends):
+            question = tokenizer.decode(row[before:start].tolist())
+            said = tokenizer.decode(row[start:end].tolist())[1:]
+            questions.add("".join(question.rsplit("\n", 2)[-2:] if "Answer:" in question else question.split("\n")[-1]))
+            if name.startswith("niah"):
+                assert dict(NAMED.findall(whole))[asked_key(question)] == said
+            else:
+                assert said in whole and question.endswith("Answer:")
+        assert len(questions) == len(ends), "no question twice"
+    assert counts == {1, 2, 3} and begun == {True, False}
+
+
+def test_task_rows_depend_on_seed_and_index_alone(text, tokenizer):
+    def rows(**changes):
+        fields = {"tasks": {"niah_single_1": 2, "babilong_qa1": 1}, "text": text, "questions": 2, "seed": 0, **changes}
+        return TaskRows(fields.pop("tasks"), tokenizer, 900, 9, fields.pop("seed"), **fields)
+
+    some, again = rows(), rows()
+    assert len(some) == 9 and some.fingerprint == again.fingerprint
+    assert torch.equal(some[7]["input_ids"], again[7]["input_ids"])
+    for other in (rows(seed=1), rows(split="validation"), rows(tasks={"babilong_qa1": 1})):
+        assert other.fingerprint != some.fingerprint and not torch.equal(other[7]["input_ids"], some[7]["input_ids"])
+    item = some[3]
+    said = item["input_ids"][item["labels"] != -100].tolist()
+    assert item["bytes"] == len(tokenizer.decode(said).encode()) > 6
+    told = [tokenizer.decode(some[i]["input_ids"].tolist()) for i in range(9)]
+    assert 0 < sum("magic" in words for words in told) < 9
+    with pytest.raises(IndexError):
+        some[9]
+    with pytest.raises(EvaluationError, match="share of babilong_qa1 must be positive, got 0"):
+        rows(tasks={"babilong_qa1": 0})
+    with pytest.raises(EvaluationError, match="none given"):
+        rows(tasks={})
+    with pytest.raises(EvaluationError, match="50 tokens are too few"):
+        TaskRows({"niah_single_1": 1}, tokenizer, 50, 1)
 
 
 def test_what_is_missing_is_named(text, monkeypatch):

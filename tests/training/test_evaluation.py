@@ -30,6 +30,8 @@ def documents() -> TokenDocuments:
 class Packed(Dataset):
     """Three windows of random tokens, the second of three documents; other bytes than tokens."""
 
+    fingerprint = "three windows"
+
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         ids = torch.randint(1, 256, (24,), generator=torch.Generator().manual_seed(index))
         owners = torch.zeros(24, dtype=torch.int64) if index != 1 else torch.tensor([0] * 9 + [1] * 10 + [2] * 5)

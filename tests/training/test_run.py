@@ -13,9 +13,11 @@ from rich.console import Console
 
 from runs import AtStep, losses, metrics, poison_activation, poison_gradient, poison_weight, quiet
 from titans.data import TokenDocuments, WindowDataset, evaluation_windows, load_documents, load_tokenizer
+from titans.evaluation import TaskRows
 from titans.models import load_model
 from titans.training import checkpoints
 from titans.training.config import ConfigError
+from titans.training.data import load_data
 from titans.training.finite import NonFiniteError
 from titans.training.run import train
 
@@ -260,3 +262,40 @@ def test_no_evaluation_and_no_checkpoints_between(make_config):
     result = train(config, console=quiet())
     assert result.eval_loss is None
     assert [p.name for p in Path(config.training.output_dir).glob("checkpoint-*")] == ["checkpoint-8"]
+
+
+def test_a_run_on_tasks_learns_their_answers(make_config):
+    """The loss is that of the answers alone; a resume on other tasks is refused."""
+    tasks = (
+        "data.length=420", "data.tasks={niah_single_1: 2, babilong_qa1: 1}", "data.questions=2",
+        "training.eval_tokens=1700", "training.steps=4", "training.save_every=2", "training.eval_every=4",
+    )  # fmt: skip
+    silent = Console(file=io.StringIO())
+    config = make_config("whole", *tasks)
+    result = train(config, console=silent)
+    assert result.eval_bpb is not None and 4 < result.loss < 7  # nats of one of 256 bytes, untrained
+    seen = load_data(config)
+    assert isinstance(seen.training, TaskRows) and len(seen.training) == 8 and len(seen.validation) == 4
+    assert seen.fingerprints["train"] != seen.fingerprints["validation"]
+    with pytest.raises(ConfigError, match="data.tasks"):
+        train(make_config("whole", *tasks, "data.tasks={niah_single_1: 1}"), resume=True, console=silent)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("data.tasks={needle: 1}", "data.tasks: 'needle' is none of"),
+        ("data.tasks={niah_single_1: 0}", "data.tasks.niah_single_1"),
+        ("data.tasks={}", "data.tasks"),
+        ("data.questions=0", "data.questions"),
+        ("data.tasks={niah_single_1: 1}", "24 tokens are too few, a sample takes about"),
+    ],
+)
+def test_tasks_that_cannot_be_trained_on_are_one_line(make_config, change, message):
+    with pytest.raises(ConfigError, match=message):
+        load_data(make_config("run", change))
+
+
+def test_tasks_and_carried_state_exclude_each_other(make_config):
+    with pytest.raises(ConfigError, match="training.carry_state: every row of data.tasks"):
+        make_config("run", "data.tasks={niah_single_1: 1}", "training.carry_state=true")

@@ -4,7 +4,7 @@ from titans.evaluation.from_memory import FromMemory, ask_questions
 from titans.evaluation.harness import evaluate
 from titans.evaluation.perplexity import MemoryMode, nats_by_position
 from titans.evaluation.task import EvaluationError
-from titans.evaluation.tasks import GROUPS, TASKS, training_batch
+from titans.evaluation.tasks import GROUPS, TASKS, TaskRows, training_batch
 
 __all__ = [
     "GROUPS",
@@ -15,5 +15,6 @@ __all__ = [
     "ask_questions",
     "evaluate",
     "nats_by_position",
+    "TaskRows",
     "training_batch",
 ]

@@ -29,7 +29,7 @@ from titans.evaluation.task import EvaluationError, NotMeasurable
 from titans.evaluation.text_task import Draft, TextSample, TextTask, interleave
 from titans.evaluation.worlds import GIVERS, PLACES, STORIES, THINGS
 
-PROMPT = "{context}\nQuestion: {question}\nAnswer:"
+QUESTION = "\nQuestion: {question}\nAnswer:"
 PUBLISHED = "RMT-team/babilong"
 
 
@@ -52,16 +52,19 @@ class Babilong(TextTask):
         """As `titans.evaluation.task.Task`."""
         return {"text": self.text.name, "text_digest": self.text.digest}
 
-    def draft(self, random: Random, depth: float) -> Draft:
+    def draft(self, random: Random, depth: float, questions: int = 1) -> Draft:
         """As `TextTask`; the facts lie anywhere, ``depth`` is not looked at."""
         story = STORIES[self.world](random)
         depths = sorted(random.random() for _ in story.facts)
         placed = list(zip(depths, story.facts, strict=True))
 
         def compose(background: Sequence[str]) -> str:
-            return PROMPT.format(context=" ".join(interleave(background, placed)), question=story.question)
+            context = " ".join(interleave(background, placed))
+            return context + QUESTION.format(question=story.question)
 
-        return Draft(compose, self.text.stream(random), " ", story.answer, story.question)
+        others = random.sample(story.further, min(questions - 1, len(story.further)))
+        further = tuple((QUESTION.format(question=question), answer) for question, answer in others)
+        return Draft(compose, self.text.stream(random), " ", story.answer, story.question, further)
 
     def score(self, sample: TextSample, output: str) -> float:
         """As `only_label`."""
@@ -103,7 +106,7 @@ class PublishedBabilong(Babilong):
         rows = self.rows(length)
         found = []
         for row in (rows[i] for i in indices):
-            ids = tokenizer.encode_array(PROMPT.format(context=row["input"], question=row["question"]))
+            ids = tokenizer.encode_array(row["input"] + QUESTION.format(question=row["question"]))
             found.append(TextSample(ids.astype(np.int64), row["target"], row["question"], None))
         return found
 
@@ -113,7 +116,7 @@ class PublishedBabilong(Babilong):
             self._rows[length] = published_rows(self.world, length)
         return self._rows[length]
 
-    def draft(self, random: Random, depth: float) -> Draft:
+    def draft(self, random: Random, depth: float, questions: int = 1) -> Draft:
         """The set cannot be trained on."""
         raise EvaluationError(f"task: {self.name} is for evaluation only; train on babilong_{self.world}")
 

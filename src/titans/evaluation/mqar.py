@@ -102,11 +102,11 @@ class Mqar:
         """As `titans.evaluation.task.Task`."""
         return {**mean_score(records), "pairs": records[0]["pairs"]}
 
-    def training_batch(
-        self, tokenizer: Tokenizer, batch: int, length: int, generator: torch.Generator, dense: bool
+    def training_row(
+        self, tokenizer: Tokenizer, length: int, random: Random, questions: int = 1, dense: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """As `titans.evaluation.training_batch`; dense labels are the next tokens where nothing is asked."""
-        ids, labels = self.batch(batch, length, generator)
+        """As `titans.evaluation.task.Task`; dense labels are the next tokens where nothing is asked."""
+        ids, labels = (x[0] for x in self.batch(1, length, torch.Generator().manual_seed(random.getrandbits(62))))
         return ids, torch.where(labels == IGNORED, ids, labels) if dense else labels
 
 

@@ -32,7 +32,10 @@ REPEAT = "The grass is green. The sky is blue. The sun is yellow. Here we go. Th
 NEEDLE = "One of the special magic {kind}s for {key} is: {value}."
 PROMPT = (
     "A special magic {kind} is hidden within the following text. Make sure to memorize it. I will quiz you about the "
-    "{kind} afterwards.\n{context}\nWhat is the special magic {kind} for {key} mentioned in the provided text? "
+    "{kind} afterwards.\n{context}{question}"
+)
+QUESTION = (
+    "\nWhat is the special magic {kind} for {key} mentioned in the provided text? "
     "The special magic {kind} for {key} mentioned in the provided text is"
 )
 
@@ -97,19 +100,25 @@ class Niah(TextTask):
             return {}
         return {"text": self.text.name, "text_digest": self.text.digest}
 
-    def draft(self, random: Random, depth: float) -> Draft:
-        """As `TextTask`: the needle asked for lies at ``depth``, the others anywhere."""
+    def draft(self, random: Random, depth: float, questions: int = 1) -> Draft:
+        """As `TextTask`: the needle asked for first lies at ``depth``, the others anywhere."""
         setting = self.setting
-        key, value = self._key(random), self._value(random)
-        needle = NEEDLE.format(kind=setting.value, key=key, value=value)
-        others = [(random.random(), self._needle(random, key)) for _ in range(setting.needles - 1)]
-        placed = [(depth, needle), *others]
+        asked = [self._key(random)]
+        values = [self._value(random)]
+        while len(asked) < max(questions, setting.needles):
+            asked.append(self._other_key(random, asked))
+            values.append(self._value(random))
+        needles = [NEEDLE.format(kind=setting.value, key=k, value=v) for k, v in zip(asked, values, strict=True)]
+        placed = [(random.random() if i else depth, needle) for i, needle in enumerate(needles)]
         joiner = " " if setting.haystack == "text" else "\n"
+        question = [QUESTION.format(kind=setting.value, key=key) for key in asked]
 
         def compose(background: Sequence[str]) -> str:
-            return PROMPT.format(kind=setting.value, key=key, context=joiner.join(interleave(background, placed)))
+            context = joiner.join(interleave(background, placed))
+            return PROMPT.format(kind=setting.value, context=context, question=question[0])
 
-        return Draft(compose, self._background(random, key), joiner, value)
+        further = tuple(zip(question[1:questions], values[1:questions], strict=True))
+        return Draft(compose, self._background(random, asked), joiner, values[0], further=further)
 
     def score(self, sample: TextSample, output: str) -> float:
         """1 if the value occurs in the output, in either case of letters; else 0."""
@@ -119,19 +128,23 @@ class Niah(TextTask):
         """As `TextTask`."""
         return self.score(sample, output) == 1
 
-    def _background(self, random: Random, asked: str) -> Iterator[str]:
+    def _background(self, random: Random, asked: Sequence[str]) -> Iterator[str]:
         if self.setting.haystack == "text":
             assert self.text is not None
             yield from self.text.stream(random)
         while True:
             yield REPEAT if self.setting.haystack == "repeat" else self._needle(random, asked)
 
-    def _needle(self, random: Random, other_than: str) -> str:
-        """A needle whose key is not the one that is asked for."""
-        key = self._key(random)
-        while key == other_than:
-            key = self._key(random)
+    def _needle(self, random: Random, asked: Sequence[str]) -> str:
+        """A needle whose key is none that is asked for."""
+        key = self._other_key(random, asked)
         return NEEDLE.format(kind=self.setting.value, key=key, value=self._value(random))
+
+    def _other_key(self, random: Random, taken: Sequence[str]) -> str:
+        key = self._key(random)
+        while key in taken:
+            key = self._key(random)
+        return key
 
     def _key(self, random: Random) -> str:
         if self.setting.keys == "uuid":

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from random import Random
 from typing import Any, get_args
 
 import torch
@@ -102,14 +103,12 @@ class Perplexity:
             figures["by_position"][f"{begin}-{end}"] = row
         return figures
 
-    def training_batch(
-        self, tokenizer: Tokenizer, batch: int, length: int, generator: torch.Generator, dense: bool
+    def training_row(
+        self, tokenizer: Tokenizer, length: int, random: Random, questions: int = 1, dense: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """As `titans.evaluation.training_batch`: random windows; their labels are always dense."""
-        seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
-        windows = WindowDataset(self.documents(tokenizer), length, seed, batch)
-        ids = torch.stack([windows[row]["input_ids"] for row in range(batch)])
-        return ids, ids.clone()
+        """As `titans.evaluation.task.Task`: a random window; its labels are always dense."""
+        window = WindowDataset(self.documents(tokenizer), length, random.getrandbits(62), 1)[0]
+        return window["input_ids"], window["input_ids"].clone()
 
     def _windows(self, tokenizer: Tokenizer, length: int, samples: int) -> EvaluationWindows:
         try:

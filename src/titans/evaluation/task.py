@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from random import Random
 from typing import Any, Protocol
 
 import torch
@@ -65,10 +66,10 @@ class Task(Protocol):
         """The figures of a cell."""
         ...
 
-    def training_batch(
-        self, tokenizer: Tokenizer, batch: int, length: int, generator: torch.Generator, dense: bool
+    def training_row(
+        self, tokenizer: Tokenizer, length: int, random: Random, questions: int = 1, dense: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """See `titans.evaluation.training_batch`."""
+        """A row of `titans.evaluation.training_batch`: ids and labels, int64 ``[length]``."""
         ...
 
 

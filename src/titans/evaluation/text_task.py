@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from titans.data import Tokenizer
@@ -31,6 +32,7 @@ class Draft:
         joiner: what stands between two sentences.
         answer: the right answer.
         question: what is asked, for metrics that look at it.
+        further: more questions about the same text, as they follow the answer before, and their answers.
     """
 
     compose: Callable[[Sequence[str]], str]
@@ -38,6 +40,7 @@ class Draft:
     joiner: str
     answer: str
     question: str = ""
+    further: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,8 @@ class TextTask(ABC):
     max_new_tokens: int
 
     @abstractmethod
-    def draft(self, random: Random, depth: float) -> Draft:
-        """Draw a sample; all randomness comes from ``random``."""
+    def draft(self, random: Random, depth: float, questions: int = 1) -> Draft:
+        """Draw a sample with up to so many questions; all randomness comes from ``random``."""
 
     @abstractmethod
     def score(self, sample: TextSample, output: str) -> float:
@@ -82,9 +85,7 @@ class TextTask(ABC):
 
     has_depth = False
 
-    def sample(
-        self, tokenizer: Tokenizer, length: int, random: Random, depth: float, with_answer: bool = False
-    ) -> TextSample:
+    def sample(self, tokenizer: Tokenizer, length: int, random: Random, depth: float) -> TextSample:
         """The longest prompt that fits.
 
         Args:
@@ -93,19 +94,24 @@ class TextTask(ABC):
             random: a draw that is too long even without background is drawn again from it, so that short lengths have
                 the shorter stories.
             depth: in [0, 1].
-            with_answer: leave room for the answer and the separator.
 
         Raises:
             NotMeasurable: nothing fits.
         """
+        draft, ids = self._fitting(tokenizer, length, lambda: (self.draft(random, depth), 0))
+        return TextSample(ids, draft.answer, draft.question, depth if self.has_depth else None)
+
+    def _fitting(
+        self, tokenizer: Tokenizer, length: int, draw: Callable[[], tuple[Draft, int]]
+    ) -> tuple[Draft, np.ndarray]:
+        """The first draft whose prompt leaves so many of ``length`` tokens free, and that prompt."""
         least = None
         for _ in range(DRAWS):
-            draft = self.draft(random, depth)
-            room = len(self.answer_ids(tokenizer, draft.answer)) if with_answer else 0
-            ids = fit(draft, tokenizer, length - room)
+            draft, free = draw()
+            ids = fit(draft, tokenizer, length - free)
             if isinstance(ids, np.ndarray):
-                return TextSample(ids, draft.answer, draft.question, depth if self.has_depth else None)
-            least = min(ids + room, least or ids + room)
+                return draft, ids
+            least = min(ids + free, least or ids + free)
         raise NotMeasurable(f"{length} tokens are too few, a sample takes about {least}")
 
     def samples(
@@ -149,22 +155,30 @@ class TextTask(ABC):
         """What a model should say: a space, the answer, and the separator, at which decoding ends."""
         return [*tokenizer.encode(f" {text}"), tokenizer.separator_id]
 
-    def training_batch(
-        self, tokenizer: Tokenizer, batch: int, length: int, generator: torch.Generator, dense: bool
+    def training_row(
+        self, tokenizer: Tokenizer, length: int, random: Random, questions: int = 1, dense: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """As `titans.evaluation.training_batch`: prompts with their answers, padded at the end."""
-        ids = torch.full((batch, length), tokenizer.separator_id, dtype=torch.int64)
-        labels = torch.full((batch, length), IGNORED, dtype=torch.int64)
-        seeds = torch.randint(2**62, (batch,), generator=generator, device=generator.device)
-        for row, seed in enumerate(seeds.tolist()):
-            random = Random(seed)
-            sample = self.sample(tokenizer, length, random, random.random(), with_answer=True)
-            said = torch.tensor(self.answer_ids(tokenizer, sample.answer))
-            start, end = len(sample.ids), len(sample.ids) + len(said)
-            ids[row, :start], ids[row, start:end] = torch.from_numpy(sample.ids), said
-            begin = 0 if dense else start
-            labels[row, begin:end] = ids[row, begin:end]
-        return ids, labels
+        """As `titans.evaluation.task.Task`: a prompt, its answer, and further questions, each with its answer."""
+        first = [tokenizer.separator_id] * random.randrange(2)  # a text that is memorized begins with it
+
+        def draw() -> tuple[Draft, int]:
+            draft = self.draft(random, random.random(), random.randint(1, questions))
+            return draft, len(first) + sum(len(ids) for ids, _ in self._said(draft, tokenizer))
+
+        draft, prompt = self._fitting(tokenizer, length, draw)
+        parts = [(first, False), (prompt.tolist(), False), *self._said(draft, tokenizer)]
+        ids = torch.tensor([token for part, _ in parts for token in part])
+        said = torch.tensor([asked or dense for part, asked in parts for _ in part])
+        rest = (0, length - len(ids))
+        labels = F.pad(ids.masked_fill(~said, IGNORED), rest, value=IGNORED)
+        return F.pad(ids, rest, value=tokenizer.separator_id), labels
+
+    def _said(self, draft: Draft, tokenizer: Tokenizer) -> list[tuple[list[int], bool]]:
+        """What follows a draft's prompt: token ids, and whether they are an answer."""
+        found = [(self.answer_ids(tokenizer, draft.answer), True)]
+        for question, said in draft.further:
+            found += [(tokenizer.encode(question), False), (self.answer_ids(tokenizer, said), True)]
+        return found
 
 
 def fit(draft: Draft, tokenizer: Tokenizer, limit: int) -> np.ndarray | int:

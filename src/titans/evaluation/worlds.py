@@ -6,7 +6,7 @@ exactly one answer. The sentences follow Weston et al. 2015 (bAbI, tasks 1 to 5)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
@@ -25,12 +25,19 @@ GIVES = ("gave", "handed", "passed")
 
 @dataclass(frozen=True)
 class Story:
-    """Facts in order, a question about them, and its answer, which is one of ``labels``."""
+    """Facts in order, a question about them, its answer, which is one of ``labels``, and all other questions of its
+    kind that the facts answer, each with its answer."""
 
     facts: tuple[str, ...]
     question: str
     answer: str
     labels: tuple[str, ...]
+    further: tuple[tuple[str, str], ...] = ()
+
+
+def _story(world: World, asked: tuple[str, str], possible: Sequence[tuple[str, str]], labels: tuple[str, ...]) -> Story:
+    """``asked`` and all ``possible`` questions with their answers."""
+    return Story(tuple(world.facts), *asked, labels, tuple(other for other in possible if other[0] != asked[0]))
 
 
 class World:
@@ -116,8 +123,8 @@ def where_is_the_person(random: Random) -> Story:
     world = World(random, PEOPLE)
     for _ in range(random.randint(2, 10)):
         world.move()
-    person = random.choice([person for person, place in world.place.items() if place is not None])
-    return Story(tuple(world.facts), f"Where is {person}?", str(world.place[person]), PLACES)
+    possible = [(f"Where is {person}?", place) for person, place in world.place.items() if place is not None]
+    return _story(world, random.choice(possible), possible, PLACES)
 
 
 def where_is_the_thing(random: Random) -> Story:
@@ -126,8 +133,8 @@ def where_is_the_thing(random: Random) -> Story:
     events = random.randint(3, 12)
     while len(world.facts) < events or not any(world.trail.values()):
         world.happen(world.move, world.move, world.take, world.drop)
-    thing = random.choice([thing for thing, trail in world.trail.items() if trail])
-    return Story(tuple(world.facts), f"Where is the {thing}?", world.trail[thing][-1], PLACES)
+    possible = [(f"Where is the {thing}?", trail[-1]) for thing, trail in world.trail.items() if trail]
+    return _story(world, random.choice(possible), possible, PLACES)
 
 
 def where_was_the_thing(random: Random) -> Story:
@@ -139,8 +146,8 @@ def where_was_the_thing(random: Random) -> Story:
     events = random.randint(4, 16)
     while len(world.facts) < events or not _visits(world):
         world.happen(world.move, world.move, world.take, world.drop)
-    thing, before, place = random.choice(_visits(world))
-    return Story(tuple(world.facts), f"Where was the {thing} before the {place}?", before, PLACES)
+    possible = [(f"Where was the {thing} before the {place}?", before) for thing, before, place in _visits(world)]
+    return _story(world, random.choice(possible), possible, PLACES)
 
 
 def _visits(world: World) -> list[tuple[str, str, str]]:
@@ -158,12 +165,14 @@ def what_lies_there(random: Random) -> Story:
         )
         for place, direction in zip(around, directions)
     ]
-    asked = random.randrange(2)
-    direction = directions[asked]
-    question = random.choice(
-        (f"What is {direction} of the {centre}?", f"What is the {centre} {OPPOSITE[direction]} of?")
-    )
-    return Story(tuple(random.sample(facts, 2)), question, around[asked], PLACES)
+    possible = [
+        (question, place)
+        for place, direction in zip(around, directions)
+        for question in (f"What is {direction} of the {centre}?", f"What is the {centre} {OPPOSITE[direction]} of?")
+    ]
+    asked = random.choice(possible)
+    others = tuple(other for other in possible if other != asked)
+    return Story(tuple(random.sample(facts, 2)), *asked, PLACES, others)
 
 
 def who_gave_what(random: Random) -> Story:
@@ -176,16 +185,14 @@ def who_gave_what(random: Random) -> Story:
     while len(world.facts) < events or world.given is None:
         world.happen(world.move, world.take, world.give, world.drop)
     giver, thing, taker = world.given
-    question, answer = random.choice(
-        (
-            (f"What did {giver} give to {taker}?", thing),
-            (f"Who gave the {thing} to {taker}?", giver),
-            (f"Who did {giver} give the {thing} to?", taker),
-            (f"Who gave the {thing}?", giver),
-            (f"Who received the {thing}?", taker),
-        )
+    possible = (
+        (f"What did {giver} give to {taker}?", thing),
+        (f"Who gave the {thing} to {taker}?", giver),
+        (f"Who did {giver} give the {thing} to?", taker),
+        (f"Who gave the {thing}?", giver),
+        (f"Who received the {thing}?", taker),
     )
-    return Story(tuple(world.facts), question, answer, GIVERS + THINGS)
+    return _story(world, random.choice(possible), possible, GIVERS + THINGS)
 
 
 STORIES: dict[str, Callable[[Random], Story]] = {

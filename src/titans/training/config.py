@@ -59,6 +59,9 @@ class DataSection(Section):
         text_field: the field that holds the text in jsonl and parquet files.
         data_dir: where downloaded corpora lie.
         length: tokens per training window, ≥ 2; the model's ``max_seq_len`` when left out.
+        tasks: names of `titans.evaluation.TASKS` and the share of the rows that each has. The run then reads these
+            instead of text, ``source`` is what they hide things in, and the loss is that of the answers alone.
+        questions: most questions that a row of a task asks.
     """
 
     source: Place = "stdlib"
@@ -66,6 +69,8 @@ class DataSection(Section):
     text_field: Words = "text"
     data_dir: Place | None = None
     length: int = Field(ge=2, le=MOST)
+    tasks: dict[str, Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]] | None = Field(None, min_length=1)
+    questions: int = Field(4, ge=1, le=1000)
 
 
 class TrainingSection(Section):
@@ -125,6 +130,11 @@ class TrainingSection(Section):
     seed: int = Field(0, ge=0, lt=2**32)
     threads: int | None = Field(None, ge=1, le=512)
 
+    @property
+    def windows_per_step(self) -> int:
+        """Of all micro-batches of an optimizer step."""
+        return self.batch_size * self.gradient_accumulation
+
 
 class TrainConfig(Section):
     """A training run: the sections ``model``, ``data`` and ``training`` of the YAML file."""
@@ -157,6 +167,8 @@ class TrainConfig(Section):
     def _carries(self) -> "TrainConfig":
         if self.training.carry_state and self.model.variant == "transformer":
             raise ValueError("training.carry_state: full attention keeps every token it has read, got True")
+        if self.training.carry_state and self.data.tasks is not None:
+            raise ValueError("training.carry_state: every row of data.tasks is a text of its own, got True")
         return self
 
     @property

@@ -20,6 +20,7 @@ from titans.data import (
     load_documents,
     load_tokenizer,
 )
+from titans.evaluation import TaskRows
 from titans.training.config import ConfigError, TrainConfig
 
 if TYPE_CHECKING:
@@ -34,20 +35,20 @@ class RunData:
     """What a run reads.
 
     Args:
-        training: documents of the train split.
-        validation: fixed windows of the validation split; None when the run never evaluates.
+        training: documents of the train split, or all rows of the run where it trains on tasks.
+        validation: fixed windows or rows of the validation split; None when the run never evaluates.
         tokenizer: the tokenizer of both.
     """
 
-    training: TokenDocuments
-    validation: EvaluationWindows | None
+    training: TokenDocuments | TaskRows
+    validation: EvaluationWindows | TaskRows | None
     tokenizer: Tokenizer
 
     @property
     def fingerprints(self) -> dict[str, str | None]:
         """A hash of the tokens of each split, None for one that is not read."""
-        held_out = self.validation.documents.fingerprint if isinstance(self.validation, EvaluationWindows) else None
-        return {"train": self.training.fingerprint, "validation": held_out}
+        held_out = self.validation.documents if isinstance(self.validation, EvaluationWindows) else self.validation
+        return {"train": self.training.fingerprint, "validation": None if held_out is None else held_out.fingerprint}
 
 
 def load_data(config: TrainConfig) -> RunData:
@@ -65,6 +66,8 @@ def load_data(config: TrainConfig) -> RunData:
                 f"model.vocab_size: {config.model.vocab_size} is less than the {tokenizer.vocab_size} ids of "
                 f"data.tokenizer {section.tokenizer!r}"
             )
+        if section.tasks is not None:
+            return _task_data(config, section.tasks, tokenizer)
         options = {"text_field": section.text_field, "data_dir": section.data_dir}
         training = TokenDocuments.from_texts(load_documents(section.source, "train", **options), tokenizer)
         if len(training.tokens) < section.length:
@@ -84,6 +87,17 @@ def load_data(config: TrainConfig) -> RunData:
     except (ValueError, ImportError) as error:
         raise ConfigError(f"data.{error}") from error
     return RunData(training, windows, tokenizer)
+
+
+def _task_data(config: TrainConfig, tasks: dict[str, float], tokenizer: Tokenizer) -> RunData:
+    settings, section = config.training, config.data
+
+    def rows(n: int, split: str) -> TaskRows:
+        where = {"text": section.source, "split": split, "questions": section.questions}
+        return TaskRows(tasks, tokenizer, section.length, n, settings.seed, **where)
+
+    held_out = rows(config.eval_windows, "validation") if settings.eval_every else None
+    return RunData(rows(settings.steps * settings.windows_per_step, "train"), held_out, tokenizer)
 
 
 class EvaluationStreams(Dataset[dict[str, Tensor]]):

@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
-from titans.data import StreamDataset, WindowDataset
+from titans.data import EvaluationWindows, StreamDataset, WindowDataset
+from titans.evaluation import TaskRows
 from titans.files import write_whole
 from titans.hf import TitansForCausalLM, TitansHFConfig
 from titans.models import TitansModel, load_model
@@ -152,9 +153,8 @@ def _assemble(
     """The model from its seed, and the Trainer with its callbacks around it."""
     settings = config.training
     arguments = trainer_arguments(settings)
-    windows_per_step = settings.batch_size * settings.gradient_accumulation
     folder = Path(settings.output_dir)
-    metrics = Metrics(folder / checkpoints.METRICS_FILE, windows_per_step * config.data.length)
+    metrics = Metrics(folder / checkpoints.METRICS_FILE, settings.windows_per_step * config.data.length)
     display = Display(console, metrics, settings.log_every)
     drawn = {checkpoints.CURVE_FILE: plot_curve}
     writes = config.model.has_memory and config.data.length >= config.model.chunk_size
@@ -170,7 +170,7 @@ def _assemble(
     except ValueError as error:
         raise ConfigError(f"training.engine: {error}") from error
     evaluation = data.validation
-    if evaluation is not None and settings.carry_state:
+    if isinstance(evaluation, EvaluationWindows) and settings.carry_state:
         evaluation = EvaluationStreams(
             evaluation.documents, config.data.length, settings.batch_size, config.eval_windows
         )
@@ -180,7 +180,7 @@ def _assemble(
         args=arguments,
         processing_class=auto_tokenizer(data.tokenizer),
         data_collator=collate,
-        train_dataset=_windows(config, data, windows_per_step),
+        train_dataset=_windows(config, data),
         eval_dataset=evaluation,
         callbacks=[metrics, pictures, display, *callbacks],
     )
@@ -188,10 +188,12 @@ def _assemble(
     return trainer, metrics, display
 
 
-def _windows(config: TrainConfig, data: RunData, windows_per_step: int) -> WindowDataset:
+def _windows(config: TrainConfig, data: RunData) -> WindowDataset | TaskRows:
     """All windows of the run."""
+    if isinstance(data.training, TaskRows):
+        return data.training
     settings, length = config.training, config.data.length
-    total = settings.steps * windows_per_step
+    total = settings.steps * settings.windows_per_step
     if not settings.carry_state:
         return WindowDataset(data.training, length, settings.seed, total)
     streams = settings.carry_turns * settings.batch_size
