@@ -1,9 +1,10 @@
 """How many pairs does a memory rule hold? Random unit keys with random values, each written once, then all asked.
 
-    python benchmarks/memory_capacity.py --pairs 128 512 --widths 64 128
+    python benchmarks/memory_capacity.py --pairs 512 1024 --widths 64 128 256
 
-For every network and width the best of several step sizes, without momentum and forgetting: the share of the older and
-of the newer half of the pairs whose value is the nearest of all values, and the mean cosine of value and read.
+For every network and width its numbers and, at the best of several step sizes, without momentum and forgetting: the
+share of the older and of the newer half of the pairs whose value is the nearest of all values, and the mean cosine of
+value and read.
 """
 
 import argparse
@@ -16,8 +17,8 @@ from torch import Tensor
 from titans.miras import MLP, Matrix, MirasConfig
 from titans.ops.memory import memory_scan
 
-NETWORKS = {"mlp, hidden 4": MLP(expansion=4), "mlp, hidden 16": MLP(expansion=16), "matrix": Matrix()}
-STEPS = tuple(2.0**-power for power in range(-1, 11))
+NETWORKS = {"mlp, hidden 1": MLP(expansion=1), "mlp, hidden 4": MLP(expansion=4), "matrix": Matrix()}
+STEPS = tuple(2.0**-power for power in range(0, 14))
 STREAMS, CHUNK = 2, 16
 
 
@@ -45,8 +46,8 @@ def recalled(rule: MirasConfig, width: int, pairs: int, step: float) -> tuple[fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, nargs="+", default=[128, 512])
-    parser.add_argument("--widths", type=int, nargs="+", default=[64, 128])
+    parser.add_argument("--pairs", type=int, nargs="+", default=[512, 1024])
+    parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256])
     options = parser.parse_args()
     torch.set_num_threads(1)
     for pairs in options.pairs:
@@ -56,7 +57,8 @@ def main() -> None:
                 found = {step: recalled(rule, width, pairs, step) for step in STEPS}
                 step = max(found, key=lambda step: found[step][0] + found[step][1])
                 older, newer, cosine = (round(x, 3) for x in found[step])
-                row = {"pairs": pairs, "width": width, "network": name, "step": step}
+                numbers = sum(w.numel() for w in network.initial(width, 1))
+                row = {"pairs": pairs, "width": width, "network": name, "numbers": numbers, "step": step}
                 print(json.dumps({**row, "older": older, "newer": newer, "cosine": cosine}), flush=True)
 
 

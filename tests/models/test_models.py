@@ -558,14 +558,24 @@ def test_a_state_file_fits_the_model_that_was_saved_and_loaded(miras, tmp_path):
     assert_close(again(ids(), state=state).logits, model(ids(), state=state).logits, "logits")
 
 
-def test_what_mac_recalls_passes_by_itself_too():
-    """o = (b + y) ⊗ SiLU(n(read)): b, 1 at first, adds the gate alone, whatever attention found."""
-    model, x, normalised, found = small("MAC", n_layers=1), ids(), [], []
+@pytest.mark.parametrize("variant", ["MAC", "MAG"])
+def test_attention_and_memory_pass_by_themselves_too(variant):
+    """o = y ⊗ SiLU(m) + a ⊗ y + b ⊗ m, a and b 1 at first: each adds its branch alone, whatever the other found."""
+    model, x, kept = small(variant, n_layers=1), ids(), {}
     mixer = model.blocks[0].mixer
-    assert torch.equal(mixer.read_through, torch.ones_like(mixer.read_through))
-    mixer.memory_norm.register_forward_hook(lambda module, inputs, output: normalised.append(output))
+    # MAC writes what its attention found, segment by segment: of 21 tokens in segments of 8 the last norm sees five.
+    mixer.attention_norm.register_forward_hook(lambda module, inputs, output: kept.update(y=output))
+    mixer.memory_norm.register_forward_hook(lambda module, inputs, output: kept.update(m=output))
+    parts = {"neither": (0, 0), "y": (1, 0), "m": (0, 1)}
     with torch.no_grad():
-        for b in (0.0, 1.0):
-            mixer.read_through.fill_(b)
-            found.append(mixer(model.embedding(x), None, Rows.whole((0, 0), x.shape[1]), None)[0])
-    assert_close(found[1] - found[0], torch.nn.functional.silu(normalised[0]))
+        for through in (mixer.attention_through, mixer.memory_through):
+            assert torch.equal(through, torch.ones_like(through))
+        found = {}
+        for name, (a, b) in parts.items():
+            mixer.attention_through.fill_(a), mixer.memory_through.fill_(b)
+            found[name] = mixer(model.embedding(x), None, Rows.whole((0, 0), x.shape[1]), None)[0]
+    end = kept["y"].shape[1]
+    y, m = kept["y"], kept["m"][:, -end:]
+    assert_close(found["neither"][:, -end:], y * torch.nn.functional.silu(m))
+    assert_close((found["y"] - found["neither"])[:, -end:], y)
+    assert_close((found["m"] - found["neither"])[:, -end:], m)

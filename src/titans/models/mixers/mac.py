@@ -94,10 +94,9 @@ class MACMixer(Mixer):
 
     h_j is read from the memory as it stood at the end of the previous segment; token i attends to P, to h_j with j ≤ i
     and to the segment's tokens j ≤ i; the result y_i, normalised, is written into the memory; the output is
-    o_i = (b + y_i) ⊗ SiLU(n(M_i(y_i))).
+    o_i = y_i ⊗ SiLU(m_i) + a ⊗ y_i + b ⊗ m_i with m_i = n(M_i(y_i)).
 
-    The paper leaves the gate open. b, learned from 1 on, lets a read pass by itself: what is written must differ from
-    token to token, and a product with it alone would be undone only by knowing it (docs/results/lasting.md).
+    The paper leaves the gate open. a and b, learned from 1 on, let attention and memory pass by themselves, as in MAG.
     """
 
     variants = ("MAC",)
@@ -116,12 +115,14 @@ class MACMixer(Mixer):
         self.context_out = Linear(width, config.d_model) if width != config.d_model else None
         self.attention_norm = nn.RMSNorm(config.d_model)
         self.memory_norm = nn.RMSNorm(config.d_model)
-        self.read_through = nn.Parameter(torch.empty(config.d_model))
+        self.attention_through = nn.Parameter(torch.empty(config.d_model))
+        self.memory_through = nn.Parameter(torch.empty(config.d_model))
         self.initialise()
 
     def initialise(self) -> None:
         nn.init.constant_(self.context_norm.weight, INITIAL_CONTEXT)
-        nn.init.ones_(self.read_through)
+        nn.init.ones_(self.attention_through)
+        nn.init.ones_(self.memory_through)
 
     def forward(self, x: Tensor, state: MACState | None, rows: Rows, store: Tensor | None) -> tuple[Tensor, MACState]:
         tokens, tails = self._project(
@@ -133,7 +134,11 @@ class MACMixer(Mixer):
         for block, part, stored in zip(grid.blocks, tokens.cut(grid), stores, strict=True):
             walk.take(block, part, stored)
         y, read = (grid.gather(torch.cat(pieces, 1)) if pieces else torch.zeros_like(x) for pieces in walk.pieces)
-        return (self.read_through + y) * F.silu(self.memory_norm(read)), walk.state(tails, rows)
+        return self.gate(y, read), walk.state(tails, rows)
+
+    def gate(self, y: Tensor, read: Tensor) -> Tensor:
+        read = self.memory_norm(read)
+        return y * (F.silu(read) + self.attention_through) + read * self.memory_through
 
     def _project(self, x: Tensor, tails: Tails, rows: Rows) -> tuple[Projected, Tails]:
         context, tail = self.context_query(x), None

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from titans.layers.decoding import (
@@ -68,7 +67,7 @@ def step_mac(mixer: MACMixer, x: Tensor, state: StepMAC, place: Place) -> tuple[
     previous, recalled, caches = branch(some, close, _unclosed, given)
     attention = StepAttention(caches[0] if caches else attention.cache, attention.tail)
     after = StepMAC(memory, previous, recalled, context_tail, attention)
-    return (mixer.read_through + y) * F.silu(mixer.memory_norm(read)), after
+    return mixer.gate(y, read), after
 
 
 def _unclosed(rows: Tensor, weights: Maps, used: Maps, *kept: Maps) -> tuple[Maps, ...]:
