@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from titans.cli.errors import BadInput, CommandFailed, checking_input
+from titans.cli.errors import BadInput, CommandFailed, checking_input, say
 from titans.cli.model import open_memory, open_model
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _greet(session: Session, memory: Path | None) -> None:
     read = 0 if session.memory is None else session.memory.seen[0]
     name = "nothing read" if memory is None else f"{memory.name}: {read:,} tokens read"
     kept = "questions are read into it" if session.keep else "every question finds it as it is"
-    typer.echo(f"{name}; {kept}. Ctrl-C ends an answer, Ctrl-D the session.", err=True)
+    say(f"{name}; {kept}. Ctrl-C ends an answer, Ctrl-D the session.")
 
 
 def _write(piece: str) -> None:

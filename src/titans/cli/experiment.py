@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from titans.cli.errors import BadInput, checking_input
+from titans.cli.errors import BadInput, Terminated, checking_input, say
 from titans.names import suggestion
 
 Scale = Literal["tiny", "small", "medium", "large"]
@@ -66,9 +66,9 @@ def experiment(
         report = run(work)
     except ConfigError as error:
         raise BadInput(str(error)) from error
-    except (Stopped, KeyboardInterrupt) as stop:
-        typer.echo("stopped; what is finished is kept, the same command goes on from there", err=True)
-        return 128 + (stop.signal if isinstance(stop, Stopped) else 2)
+    except (Stopped, KeyboardInterrupt, Terminated) as stop:
+        say("stopped; what is finished is kept, the same command goes on from there")
+        return 128 + (stop.signal if isinstance(stop, Stopped) else getattr(stop, "number", 2))
     Console().print(Markdown(markdown(report)))
     typer.echo(f"results.json, table.md and figure.png in {folder}")
     return 0
