@@ -37,6 +37,8 @@ STATES = {
     "select set": (lambda s: s.select({0}), "rows must be a list"),
     "fork True": (lambda s: s.fork(True), "copies must be an integer"),
     "fork inf": (lambda s: s.fork(float("inf")), "copies must be an integer"),
+    "fork absurd": (lambda s: s.fork(10**9), "copies of 2 rows must make at most 1,048,576, got 1,000,000,000"),
+    "fork beyond integers": (lambda s: s.fork(2**63), "copies of 2 rows must make at most"),
     "put twice": (lambda s: s.put([0, 0], s), "rows must differ"),
     "put too few": (lambda s: s.put([0], s), "put needs a state of 1 rows, got 2"),
     "put another variant": (lambda s: s.put([0], small("MAG")(ids(1)).state), "another configuration"),

@@ -18,6 +18,8 @@ from titans.evaluation.task import EvaluationError, NotMeasurable, Record, Task
 from titans.evaluation.tasks import make_tasks
 from titans.files import bytes_of, write_whole
 
+NEEDED = {"tokens", "state_bytes", "seconds"}  # of every task's records
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -128,8 +130,10 @@ def _open(task: Task, length: int, settings: dict[str, Any], folder: Path | None
         return Cell(task, length, settings, file, [])
     try:
         kept = json.loads(file.read_text(encoding="utf-8"))
-        before, records = kept["settings"], kept["records"]
-    except (ValueError, KeyError, TypeError) as error:
+        before, records = dict(kept["settings"]), list(kept["records"])
+        if not all(isinstance(record, dict) and set(record) >= NEEDED for record in records):
+            raise ValueError("its records are none")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise EvaluationError(f"output: {file} is no cell of an evaluation; choose another output") from error
     for name in dict.fromkeys([*settings, *before]):
         now, then = settings.get(name), before.get(name)
