@@ -6,12 +6,15 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 
@@ -27,9 +30,14 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
         write: called with the path to write to, which does not exist yet and keeps ``path``'s name.
 
     Raises:
-        OSError: the place cannot be written; what was there before is still there.
+        OSError: the place cannot be written, and names it; what was there before is still there.
     """
     path = Path(os.path.realpath(path))
+    with naming(path):
+        _write_whole(path, write)
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name[:64]}.", dir=path.parent))
     try:
@@ -45,6 +53,22 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
             os.replace(new, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let errors of the system name ``path``: a full disk's name nothing, and safetensors has a kind of its own."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 def _swap_folder(path: Path, new: Path, old: Path) -> None:

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from titans.files import hash_file, open_to_umask, write_whole
+from titans.files import hash_file, naming, open_to_umask, write_whole
 from titans.models.config import FREE, MODEL_TYPE, TitansConfig, each_key_once
 from titans.models.semantics import SEMANTICS, check_semantics
 
@@ -87,7 +87,7 @@ def save_folder(folder: str | Path, write: Callable[[Path], object]) -> None:
 
     if not folder.is_dir():
         return write_whole(folder, write_signed)
-    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as aside:
+    with naming(folder), tempfile.TemporaryDirectory(prefix=".", dir=folder) as aside:
         new = Path(aside) / folder.name
         write_signed(new)
         open_to_umask(new)
