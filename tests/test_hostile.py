@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -181,6 +182,15 @@ CALLS = {
     "items 0": (lambda: MODEL(ids(), labels=ids(), num_items_in_batch=0), "num_items_in_batch must be positive"),
     "items -1": (lambda: MODEL(ids(), labels=ids(), num_items_in_batch=-1), "num_items_in_batch must be positive"),
     "items nan": (lambda: MODEL(ids(), labels=ids(), num_items_in_batch=NAN), "num_items_in_batch must be positive"),
+    "items tensor": (
+        lambda: MODEL(ids(), labels=ids(), num_items_in_batch=torch.tensor(-3)),
+        "num_items_in_batch must be positive",
+    ),
+    "items words": (lambda: MODEL(ids(), labels=ids(), num_items_in_batch="3"), "num_items_in_batch must be positive"),
+    "memorize bytes": (lambda: MODEL.memorize(b"abc"), "text must be a string, ids, or arrays of ids, got bytes"),
+    "memorize None": (lambda: MODEL.memorize(None), "text must be a string, ids, or arrays of ids, got NoneType"),
+    "memorize floats": (lambda: MODEL.memorize([np.array([1.5])]), r"arrays of integers .* got float64 \[1\]"),
+    "memorize lists": (lambda: MODEL.memorize([[1, 2]]), "arrays of integers .* got list"),
     "complex": (lambda: MODEL(inputs_embeds=torch.ones(1, 3, 12, dtype=torch.complex64)), "inputs_embeds must be fl"),
     "prompt masked": (lambda: MODEL.generate(ids(), attention_mask=ids() * 0), "attention_mask leaves a row"),
     "temperature tensor": (lambda: MODEL.generate(ids(), temperature=torch.tensor(1.0)), "temperature must be"),

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,9 +66,26 @@ def naming(path: Path) -> Iterator[None]:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     except OSError as error:
-        if error.filename is None and error.errno is not None:
+        aside = f"{os.sep}.{path.name[:64]}."
+        if error.errno is not None and (error.filename is None or aside in str(error.filename)):
             error.filename = str(path)
         raise
+
+
+def check_ours(folder: Path, names: Iterable[str], sign: str) -> None:
+    """Look whether files that will be written anew are ours, before any work is done for them.
+
+    Args:
+        folder: where they will be, if it exists.
+        names: of the files.
+        sign: file or folder beside them that is written before any of them.
+
+    Raises:
+        ValueError: one is there without the sign: somebody else's, and nothing to replace.
+    """
+    there = [folder / name for name in names if os.path.lexists(folder / name)]
+    if there and not (folder / sign).exists():
+        raise ValueError(f"output: {there[0]} is there, and is not ours to replace; choose another output")
 
 
 def _swap_folder(path: Path, new: Path, old: Path) -> None:

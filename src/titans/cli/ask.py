@@ -116,7 +116,10 @@ class Session:
 def _questions(live: bool) -> Iterator[str]:
     """Lines that are not empty."""
     if not live:
-        yield from filter(None, (line.rstrip("\r\n") for line in sys.stdin))
+        try:
+            yield from filter(None, (line.rstrip("\r\n") for line in sys.stdin))
+        except UnicodeDecodeError as error:
+            raise BadInput(f"standard input is no text in UTF-8: {error}") from error
         return
     with suppress(ImportError):
         import readline  # noqa: F401  input() then has a history and can be edited

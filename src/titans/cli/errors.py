@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
 
@@ -15,6 +16,13 @@ class BadInput(Exception):
 
 class CommandFailed(Exception):
     """The input was fine, the work failed. Exit code 1."""
+
+
+def named_folder(value: str) -> Path:
+    """The folder of an option; no name at all is not the working directory."""
+    if not value:
+        raise BadInput("--output: is empty; name a folder, '.' for this one")
+    return Path(value)
 
 
 class Terminated(BaseException):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from titans.cli.errors import BadInput, Terminated, checking_input, say
+from titans.cli.errors import BadInput, Terminated, checking_input, named_folder, say
 from titans.cli.model import open_memory, open_model
 
 UNITS = {"": 1, "k": 2**10, "m": 2**20}
@@ -15,7 +15,9 @@ UNITS = {"": 1, "k": 2**10, "m": 2**20}
 
 def evaluate(
     model: Annotated[Path, typer.Option(help="Folder of a saved model, its tokenizer in it.")],
-    output: Annotated[Path, typer.Option(help="Output folder; a second run goes on there.")],
+    output: Annotated[
+        Path, typer.Option(parser=named_folder, metavar="PATH", help="Output folder; a second run goes on there.")
+    ],
     tasks: Annotated[
         str,
         typer.Option(

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from titans.cli.errors import BadInput, Terminated, checking_input, say
+from titans.cli.errors import BadInput, Terminated, checking_input, named_folder, say
 from titans.names import suggestion
 
 Scale = Literal["tiny", "small", "medium", "large"]
@@ -22,7 +22,11 @@ def experiment(
     seeds: Annotated[str, typer.Option(metavar="0,1,2", help="Seeds, with commas between.")] = "0",
     output: Annotated[
         Path | None,
-        typer.Option(help="Output folder; default runs/experiments/NAME-SCALE. A second run goes on there."),
+        typer.Option(
+            parser=named_folder,
+            metavar="PATH",
+            help="Output folder; default runs/experiments/NAME-SCALE. A second run goes on there.",
+        ),
     ] = None,
     data: Annotated[Path | None, typer.Option(exists=True, help="Corpus: a local file or folder.")] = None,
     model: Annotated[Path | None, typer.Option(exists=True, help="Folder of a saved model.")] = None,

@@ -94,6 +94,8 @@ class TextInput:
         while True:
             content = file.read(BLOCK)
             if first:
+                if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    raise ValueError(f"{self.shown_name} is UTF-16, texts must be UTF-8")
                 content, first = content.removeprefix(codecs.BOM_UTF8), False
             try:
                 text = decoder.decode(content, final=not content)
