@@ -16,6 +16,7 @@ from rich.console import Console
 from experiments.framework.experiment import Experiment, Workplace
 from experiments.framework.machine import made_with
 from experiments.framework.report import Report, write_json, write_report
+from titans.files import check_ours
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def plan(
         words += [word for one in (value if name == "set" else [value]) for word in (f"--{name}", str(one))]
     if len(set(seeds)) != len(seeds) or not seeds:
         raise ValueError(f"--seeds: each seed once, got {','.join(map(str, seeds)) or 'none'}")
+    check_ours(output, ("results.json", "table.md", "figure.png"), "units")
     arms = experiment.arms(scale, **inputs)
     units = {unit.name: unit for unit in (Unit(arm, seed, arms[arm]) for seed in seeds for arm in arms)}
     done = {}

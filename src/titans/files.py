@@ -6,12 +6,15 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 
@@ -27,9 +30,14 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
         write: called with the path to write to, which does not exist yet and keeps ``path``'s name.
 
     Raises:
-        OSError: the place cannot be written; what was there before is still there.
+        OSError: the place cannot be written, and names it; what was there before is still there.
     """
     path = Path(os.path.realpath(path))
+    with naming(path):
+        _write_whole(path, write)
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name[:64]}.", dir=path.parent))
     try:
@@ -45,6 +53,39 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
             os.replace(new, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let errors of the system name ``path``: a full disk's name nothing, and safetensors has a kind of its own."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    except OSError as error:
+        aside = f"{os.sep}.{path.name[:64]}."
+        if error.errno is not None and (error.filename is None or aside in str(error.filename)):
+            error.filename = str(path)
+        raise
+
+
+def check_ours(folder: Path, names: Iterable[str], sign: str) -> None:
+    """Look whether files that will be written anew are ours, before any work is done for them.
+
+    Args:
+        folder: where they will be, if it exists.
+        names: of the files.
+        sign: file or folder beside them that is written before any of them.
+
+    Raises:
+        ValueError: one is there without the sign: somebody else's, and nothing to replace.
+    """
+    there = [folder / name for name in names if os.path.lexists(folder / name)]
+    if there and not (folder / sign).exists():
+        raise ValueError(f"output: {there[0]} is there, and is not ours to replace; choose another output")
 
 
 def _swap_folder(path: Path, new: Path, old: Path) -> None:

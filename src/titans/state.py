@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 T = TypeVar("T", bound="State")
 KINDS: dict[str, type[State]] = {}
+MOST_ROWS = 2**20  # of a batch; a larger number is a mistake, which would take minutes to run out of memory
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,15 @@ class State:
         return walk(lambda leaf, x: x.index_select(0, index.to(x.device)), self)
 
     def fork(self: T, copies: int) -> T:
-        """Every row ``copies`` ≥ 1 times, the copies of a row side by side: several ways to go on from one place."""
+        """Every row ``copies`` ≥ 1 times, the copies of a row side by side: several ways to go on from one place.
+
+        Raises:
+            ValueError: more than 2^20 rows, or no such number.
+        """
         if not isinstance(copies, int) or isinstance(copies, bool) or copies < 1:
             raise ValueError(f"copies must be an integer of at least 1, got {copies!r}")
+        if copies * self.rows > MOST_ROWS:
+            raise ValueError(f"copies of {self.rows} rows must make at most {MOST_ROWS:,}, got {copies:,} of each")
         return self.select([row for row in range(self.rows) for _ in range(copies)])
 
     def reset(self: T, rows: Sequence[int] | Tensor) -> T:

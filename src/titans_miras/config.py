@@ -58,7 +58,7 @@ class MIRASConfig(_Config):
             name promises the original Titans rule; YAAD, MONETA and MEMORA are the presets of those names.
         yaad_delta: Huber threshold, > 0.
         moneta_bias_p: exponent p of the ℓp loss, 1 to 16.
-        moneta_gate_p: exponent q of the ℓq retention, 1 to 16.
+        moneta_gate_p: exponent q of the ℓq retention, 1 to 8.
         memora_temperature: τ > 0 in W = softmax(A / τ), A being what the memory accumulates.
         memora_normalize_mode: SOFTMAX (the original's default is L2, which its paper does not have).
     """
@@ -66,7 +66,7 @@ class MIRASConfig(_Config):
     architecture: MIRASArchitecture = MIRASArchitecture.DEFAULT
     yaad_delta: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     moneta_bias_p: float = Field(default=1.5, ge=1, le=16)
-    moneta_gate_p: float = Field(default=1.5, ge=1, le=16)
+    moneta_gate_p: float = Field(default=1.5, ge=1, le=8)
     moneta_regularization_weight: float = _only(
         0.01, "the ℓq retention is computed in full (MIRAS Eq. 24), so there is no weight to blend it in with"
     )

@@ -210,3 +210,44 @@ def test_trace_writes_a_page_and_a_picture(place, tmp_path, capsys):
     (tmp_path / "empty.txt").write_text("")
     words[4] = tmp_path / "empty.txt"
     assert "holds no text" in refused(capsys, *words, tmp_path / "p.html")
+
+
+@pytest.mark.parametrize("kind", ["its own input", "a page of somebody", "a picture of somebody", "a folder"])
+def test_trace_replaces_nothing_but_an_earlier_trace(place, tmp_path, capsys, kind):
+    page, picture, text = tmp_path / "page.html", tmp_path / "page.png", place / "text.txt"
+    if kind == "a folder":
+        picture.mkdir()
+    else:
+        (picture if "picture" in kind else page).write_text("<p>a text of mine</p>")
+    source = page if kind == "its own input" else text
+    words = ["trace", "--model", place / "model", "--input", source, "--output", page]
+    assert "--output: " in refused(capsys, *words)
+    if kind == "a folder":
+        return
+    assert (picture if "picture" in kind else page).read_text() == "<p>a text of mine</p>"
+    (picture if "picture" in kind else page).unlink()
+    for _ in range(2):
+        run("trace", "--model", place / "model", "--input", text, "--output", page)
+
+
+def test_evaluate_replaces_nothing_but_an_earlier_evaluation(place, tmp_path, capsys):
+    long = tmp_path / "long.txt"
+    long.write_text("the quick brown fox jumps over the lazy dog\n" * 99)
+    words = ["evaluate", "--model", place / "model", "--tasks", "ppl", "--lengths", 32, "--text", long, "--output"]
+    for name in ("results.json", "table.md", "heatmap.png"):
+        (tmp_path / name).write_text("mine")
+        assert f"{name} is there, and is not ours to replace" in refused(capsys, *words, tmp_path)
+        assert (tmp_path / name).read_text() == "mine" and not (tmp_path / "cells").exists()
+        (tmp_path / name).unlink()
+    assert "--output: is empty" in refused(capsys, *words, "")
+    for _ in range(2):
+        run(*words, tmp_path)
+
+
+def test_other_encodings_are_named_not_read(place, tmp_path, capsys, monkeypatch):
+    for suffix in ("txt", "md"):
+        (tmp_path / f"wide.{suffix}").write_bytes("the quick brown fox".encode("utf-16"))
+        words = ["memorize", "--model", place / "model", "--input", tmp_path / f"wide.{suffix}"]
+        assert "is UTF-16, texts must be UTF-8" in refused(capsys, *words, "--output", tmp_path / "m")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
+    assert "standard input is no text in UTF-8" in refused(capsys, "ask", "--model", place / "model")

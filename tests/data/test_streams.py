@@ -52,6 +52,11 @@ def test_a_run_longer_than_a_block_loses_nothing(merging, monkeypatch):
     assert merging.decode(ids_of([[text]], merging)[1:]).lstrip().replace(" ", "") == text
 
 
+def test_half_a_character_is_a_question_mark_as_in_training(merging):
+    for tokenizer in (merging, ByteTokenizer()):
+        assert ids_of([["a\ud800b", "c\udcff"]], tokenizer) == [tokenizer.separator_id, *tokenizer.encode("a?bc?")]
+
+
 def test_documents_begin_with_a_separator_and_empty_ones_are_none():
     assert ids_of([["a", "b"], ["", ""], [], ["c"]], ByteTokenizer()) == [0, 97, 98, 0, 99]
 

@@ -100,6 +100,19 @@ def test_other_weights_texts_and_tokenizers_are_refused(reader, text, tmp_path, 
 
 
 @pytest.mark.parametrize(
+    "content",
+    ["", "[" * 99_999, "[]", "5", '{"settings": 5, "records": []}', '{"settings": {}, "records": 5}',
+     '{"settings": {}, "records": [{}]}', '{"settings": {}, "records": [5]}', b"\xff"],
+)  # fmt: skip
+def test_a_file_that_is_no_cell_is_named(reader, text, tmp_path, content):
+    file = tmp_path / "cells" / "niah_single_2-600.json"
+    file.parent.mkdir()
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(EvaluationError, match=r"niah_single_2-600\.json is no cell of an evaluation"):
+        run(reader(ByteTokenizer(), finds), text, tmp_path, ["niah_single_2"], [600])
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"tasks": ["needle"]}, "tasks: 'needle' is none of niah, "),

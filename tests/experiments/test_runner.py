@@ -94,6 +94,14 @@ def test_a_file_that_is_no_unit_is_named(toy, console, tmp_path, change):
         run(plan(toy, "tiny", [0], tmp_path), console)
 
 
+def test_files_of_somebody_else_are_not_replaced(toy, tmp_path):
+    for name in ("results.json", "table.md", "figure.png"):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(ValueError, match=f"{name} is there, and is not ours to replace"):
+            plan(toy, "tiny", [0], tmp_path)
+        (tmp_path / name).unlink()
+
+
 def test_units_of_other_settings_are_refused(toy, console, tmp_path):
     run(plan(toy, "tiny", [0], tmp_path), console)
     with pytest.raises(

@@ -31,6 +31,22 @@ def test_it_is_what_the_whole_model_has_and_does(variant, tied, layers):
     assert cost.state_bytes == out.state.nbytes
 
 
+@pytest.mark.parametrize("variant", ["LMM", "MAC", "MAG", "MAL"])
+@pytest.mark.parametrize("persistent", [0, 1, 3, 4, 6])
+def test_the_state_is_counted_where_it_is_fullest(variant, persistent):
+    config = TitansConfig(
+        variant=variant, vocab_size=5, d_model=16, n_layers=1, chunk_size=4, segment_len=8, window=4,
+        n_persistent=persistent, max_seq_len=24,
+    )  # fmt: skip
+    model, most = build_model(config), 0
+    with torch.no_grad():
+        for tokens in range(17, 33):
+            most = max(most, model(torch.zeros((1, tokens), dtype=torch.int64)).state.nbytes)
+    assert measure_cost(config).state_bytes == most
+    short = TitansConfig(variant=variant, vocab_size=5, d_model=16, n_layers=1, chunk_size=4, n_persistent=3)
+    assert 1 <= measure_cost(short, longest=4).tokens <= 4
+
+
 def test_it_leaves_the_random_state_alone():
     before = torch.get_rng_state()
     measure_cost(TitansConfig(d_model=16, n_layers=1, chunk_size=4, max_seq_len=8))

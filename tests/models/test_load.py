@@ -29,6 +29,12 @@ def rewritten(folder, change):
     save_file({**tensors, **change(tensors)}, file, told)
 
 
+def edited(folder, **changes):
+    file = folder / "config.json"
+    told = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({name: value for name, value in told.items() if name != "digest" or value is not None}))
+
+
 def spoilt(tensor, value):
     tensor = tensor.clone()
     tensor[0, 0] = value
@@ -54,7 +60,78 @@ def test_weights_that_are_none_are_named(folder, change, message):
 def test_a_head_that_is_the_embedding_may_be_written_out(folder):
     expected = load_model(folder)(ids()).logits
     rewritten(folder, lambda t: {"model.head.weight": t["model.embedding.weight"].clone()})
+    edited(folder, digest=None)  # a writer that knows of none
     assert torch.equal(load_model(folder)(ids()).logits, expected)
+
+
+def hf_model(folder):
+    return pytest.importorskip("titans.hf").TitansForCausalLM.from_pretrained(folder)
+
+
+READERS = {"ours": load_model, "transformers": hf_model}
+WRITERS = {
+    "ours": lambda folder: None,
+    "transformers": lambda folder: hf_model(folder).save_pretrained(folder),
+    "in shards": lambda folder: hf_model(folder).save_pretrained(folder, max_shard_size="20KB"),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("reader", READERS)
+def test_settings_of_another_model_are_refused_whoever_wrote_and_reads(folder, tmp_path, reader, writer):
+    WRITERS[writer](folder)
+    READERS[reader](folder)
+    for change in ({"chunk_size": 2}, {"theta_max": 0.5}, {"rope_base": 10.0}, {"window": 3}, {"chunk_size": "4"}):
+        before = (folder / "config.json").read_text()
+        edited(folder, **change)
+        with pytest.raises(ValueError, match=r"config\.json was edited or is of another model"):
+            READERS[reader](folder)
+        (folder / "config.json").write_text(before)
+    other = small("MAC", chunk_size=2).float()
+    torch.nn.init.ones_(other.head.weight)
+    other.save_pretrained(tmp_path / "other")
+    (folder / "config.json").write_bytes((tmp_path / "other" / "config.json").read_bytes())
+    with pytest.raises(ValueError, match=r"safetensors.* is damaged or of another model"):
+        READERS[reader](folder)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("reader", READERS)
+def test_any_bit_of_weights_that_flipped_is_noticed(folder, reader, writer):
+    WRITERS[writer](folder)
+    for file in folder.glob("*.safetensors"):
+        content = bytearray(file.read_bytes())
+        content[-3] ^= 1
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=file.name):
+            READERS[reader](folder)
+        content[-3] ^= 1
+        file.write_bytes(content)
+    READERS[reader](folder)
+
+
+def test_what_computes_nothing_may_be_edited_and_older_folders_say_nothing(folder):
+    expected = load_model(folder)(ids()).logits
+    edited(folder, max_seq_len=7, lr=0.1, gradient_checkpointing=True, transformers_version="9", use_cache=False)
+    assert torch.equal(load_model(folder)(ids()).logits, expected)
+    edited(folder, digest=None, chunk_size=2)
+    assert not torch.equal(load_model(folder)(ids()).logits, expected)
+    load_model(folder).save_pretrained(folder)
+    assert load_model(folder).config.chunk_size == 2
+
+
+@pytest.mark.parametrize("digest", [5, [], {}, {"config.json": 5}, "x"])
+def test_a_digest_that_is_none_is_refused(folder, digest):
+    edited(folder, digest=digest)
+    with pytest.raises(ValueError, match=r"config\.json was edited"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"d_model"', b"\xff\xfe", b"[" * 99_999, b'{"d_model": 8, "d_model": 12}'])
+def test_a_damaged_configuration_is_named_by_its_file(folder, content):
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"config\.json is not JSON: "):
+        load_model(folder)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])

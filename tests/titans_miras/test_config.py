@@ -165,6 +165,8 @@ def test_unknown_fields_are_errors(kind):
         ("miras", "yaad_delta", 0.0, "yaad_delta"),
         ("miras", "moneta_bias_p", 0.5, "moneta_bias_p"),
         ("miras", "moneta_gate_p", 0.5, "moneta_gate_p"),
+        ("miras", "moneta_gate_p", 9.0, "moneta_gate_p"),
+        ("miras", "moneta_bias_p", 17.0, "moneta_bias_p"),
         ("miras", "memora_temperature", 0.0, "memora_temperature"),
     ],
 )

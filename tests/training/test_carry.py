@@ -1,6 +1,7 @@
 """Training on carried state: the streams go on exactly, from window to window and from run to run."""
 
 import io
+import pickle
 import shutil
 import signal
 from pathlib import Path
@@ -12,7 +13,8 @@ from rich.console import Console
 
 from runs import AtStep, losses, metrics, poison_activation, quiet
 from titans.data import StreamDataset, TokenDocuments, load_documents, load_tokenizer
-from titans.models import load_model
+from titans.models import ModelState, load_model
+from titans.training import checkpoints
 from titans.training.config import ConfigError
 from titans.training.finite import NonFiniteError
 from titans.training.run import train
@@ -99,6 +101,40 @@ def test_a_checkpoint_without_its_states_is_passed_over_by_name(make_config, dam
     assert str(first if damage == "swapped" else file) in output.getvalue()
     assert "going on from checkpoint-3" in output.getvalue()
     assert losses(config.training.output_dir) == losses(unbroken.training.output_dir)
+
+
+class Evil:
+    """A pickle that would run code where it is read."""
+
+    def __reduce__(self):
+        return pytest.fail, ("a pickle was run",)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("carried-0-0.safetensors", None, "checkpoint-5 holds states of 1 rows, not 2"),
+        ("optimizer.pt", b"", "checkpoint-5 was tampered with and cannot be read: EOFError"),
+        ("rng_state.pth", b"hello", "checkpoint-5 was tampered with and cannot be read: "),
+        *(
+            (name, pickle.dumps(Evil()), "checkpoint-5 was tampered with and cannot be read: UnpicklingError")
+            for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_checkpoint_with_a_forged_manifest_is_refused_in_one_line(make_config, file, content, message):
+    config = make_config("run", *CARRIED)
+    train(config, console=quiet(), callbacks=[AtStep(5, lambda model: signal.raise_signal(signal.SIGTERM))])
+    folder = Path(config.training.output_dir) / "checkpoint-5"
+    if content is None:
+        ModelState.load(folder / file).select([0]).save(folder / file)
+    else:
+        (folder / file).write_bytes(content)
+    stamp = checkpoints.Stamp(**checkpoints.read_manifest(folder, 5)["stamp"])
+    checkpoints.finish(folder, 5, stamp, keep=2)
+    with pytest.raises(ConfigError, match=message):
+        train(config, resume=True, console=quiet())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

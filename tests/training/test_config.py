@@ -1,9 +1,12 @@
 """The run's configuration: overrides, shared fields, and messages that name the field and its value."""
 
+import math
+
 import pytest
 
 from titans.miras import MirasConfig
 from titans.models import TitansConfig
+from titans.models.yaml_text import parse_yaml
 from titans.training.config import ConfigError, TrainConfig
 
 SMALL = {"model": {"variant": "MAC", "d_model": 16, "vocab_size": 256}, "data": {"length": 32}}
@@ -89,3 +92,24 @@ def test_a_key_given_twice_is_named(tmp_path):
     path.write_text("training:\n  steps: 1\n  lr: 1\n  steps: 2\n")
     with pytest.raises(ConfigError, match="'steps' is given twice, again in line 4"):
         TrainConfig.load(path)
+
+
+@pytest.mark.parametrize(
+    ("told", "value"),
+    [
+        ("010", 10), ("1_000", 1000), ("-3", -3), ("0", 0), ("1e3", 1000.0), (".5", 0.5), ("1.", 1.0),
+        ("-.inf", -math.inf),
+        ("1:30", "1:30"), ("0x1f", "0x1f"), ("1.2.3", "1.2.3"), ("yes", True), ("~", None),
+    ],
+)  # fmt: skip
+def test_numbers_are_those_that_everybody_reads(told, value):
+    assert parse_yaml(told) == value
+    assert math.isnan(parse_yaml(".nan"))
+
+
+@pytest.mark.parametrize("section", ["model", "data", "training"])
+def test_a_section_is_not_dropped_by_an_override_without_a_value(section):
+    raw = {"model": {"d_model": 16}, "data": {"length": 32}, "training": {"steps": 3}}
+    for value in ("", "null", "~"):
+        with pytest.raises(ConfigError, match=f"would drop every setting of {section}"):
+            TrainConfig.parse(raw, [f"{section}={value}"])

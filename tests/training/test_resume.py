@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from runs import AtStep, losses, metrics, quiet
 from titans.cli import main
 from titans.training import checkpoints
-from titans.training.config import ConfigError
+from titans.training.config import ConfigError, TrainConfig
 from titans.training.folder import run_folder
 from titans.training.run import train
 
@@ -155,6 +155,23 @@ def test_a_changed_corpus_and_another_number_of_processes_are_refused(make_confi
     text.write_text(corpus.read_text())
     train(config, resume=True, console=quiet())
     assert losses(folder)[-1][0][1] > 0
+
+
+def test_settings_that_were_edited_in_the_runs_own_file_are_refused(run, tmp_path):
+    config, folder = run
+    file = folder / "config.yaml"
+    before = file.read_text()
+    file.write_text(before.replace("batch_size: 2", "batch_size: 4"))
+    here = [f"training.output_dir={folder}"]
+    edited = TrainConfig.load(file, here)
+    assert edited.training.batch_size == 4
+    with pytest.raises(ConfigError, match=r"config\.yaml was edited after the run wrote it"):
+        checkpoints.check_folder(edited, resume=True)
+    file.write_text(before)
+    own = tmp_path / "own.yaml"
+    own.write_text(before)
+    found = checkpoints.check_folder(TrainConfig.load(own, here), resume=True)
+    assert found is not None and found.step == 5
 
 
 @pytest.mark.parametrize("line", [b"{", b"\xff\xfe", b"[]", b"5", b'{"loss": 1.0}', b'{"step": "x"}', b"[" * 9999])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from titans.cli.errors import BadInput, CommandFailed, checking_input
+from titans.cli.errors import BadInput, CommandFailed, checking_input, say
 from titans.cli.model import open_memory, open_model
 
 if TYPE_CHECKING:
@@ -116,7 +116,10 @@ class Session:
 def _questions(live: bool) -> Iterator[str]:
     """Lines that are not empty."""
     if not live:
-        yield from filter(None, (line.rstrip("\r\n") for line in sys.stdin))
+        try:
+            yield from filter(None, (line.rstrip("\r\n") for line in sys.stdin))
+        except UnicodeDecodeError as error:
+            raise BadInput(f"standard input is no text in UTF-8: {error}") from error
         return
     with suppress(ImportError):
         import readline  # noqa: F401  input() then has a history and can be edited
@@ -137,7 +140,7 @@ def _greet(session: Session, memory: Path | None) -> None:
     read = 0 if session.memory is None else session.memory.seen[0]
     name = "nothing read" if memory is None else f"{memory.name}: {read:,} tokens read"
     kept = "questions are read into it" if session.keep else "every question finds it as it is"
-    typer.echo(f"{name}; {kept}. Ctrl-C ends an answer, Ctrl-D the session.", err=True)
+    say(f"{name}; {kept}. Ctrl-C ends an answer, Ctrl-D the session.")
 
 
 def _write(piece: str) -> None:

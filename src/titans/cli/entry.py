@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import cast
 
-from titans.cli.errors import BadInput, CommandFailed, missing_extra, one_line
+from titans.cli.errors import (
+    BadInput,
+    CommandFailed,
+    Terminated,
+    ending_on_signals,
+    give_up,
+    missing_extra,
+    one_line,
+)
 
 OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "alloc_cpu", "Storage size calculation")
 
@@ -26,11 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     _take_any_character()
     try:
-        return _run(sys.argv[1:] if arguments is None else list(arguments))
+        with ending_on_signals():
+            return _run(sys.argv[1:] if arguments is None else list(arguments))
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
+    except Terminated as stop:
+        return _complain(str(stop), 128 + stop.number)
     except BrokenPipeError:  # the reader of our output has seen enough
-        _close(sys.stdout)
+        give_up(sys.stdout)
         return 0
     except OSError as error:
         name = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
@@ -63,7 +74,9 @@ def _run(words: list[str]) -> int:
         return _complain(str(error), 2)
     except (CommandFailed, FloatingPointError) as error:  # the latter: a memory diverged
         return _complain(str(error), 1)
-    except typer.Abort:
+    except typer.Abort as abort:
+        if isinstance(abort.__cause__ or abort.__context__, EOFError):  # click takes both for the user's
+            return _complain(f"a file ended too early: {abort.__cause__ or abort.__context__}", 1)
         return _complain("interrupted", 130)
     return code if isinstance(code, int) else 0
 
@@ -93,14 +106,8 @@ def _flush() -> None:
         try:
             sys.stdout.flush()
         except OSError:
-            _close(sys.stdout)
+            give_up(sys.stdout)
             raise
-
-
-def _close(stream: object) -> None:
-    """Let what is still to be written to a broken stream go nowhere."""
-    with suppress(OSError, ValueError, AttributeError):  # no stream of the system's
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # type: ignore[attr-defined]
 
 
 def _given(error: Exception, words: list[str]) -> str:
@@ -117,7 +124,7 @@ def _complain(message: str, code: int) -> int:
     try:
         print(f"titans: {one_line(message)}", file=sys.stderr, flush=True)
     except (OSError, ValueError):  # a closed terminal, a full disk: the exit code still tells
-        _close(sys.stderr)
+        give_up(sys.stderr)
     with suppress(OSError):
         _flush()
     return code

@@ -1,8 +1,13 @@
 """The two ways in which a command ends badly, and how library errors become the first of them."""
 
 import os
+import signal
+import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
 
 
 class BadInput(Exception):
@@ -11,6 +16,65 @@ class BadInput(Exception):
 
 class CommandFailed(Exception):
     """The input was fine, the work failed. Exit code 1."""
+
+
+def named_folder(value: str) -> Path:
+    """The folder of an option; no name at all is not the working directory."""
+    if not value:
+        raise BadInput("--output: is empty; name a folder, '.' for this one")
+    return Path(value)
+
+
+class Terminated(BaseException):
+    """SIGTERM, or SIGHUP from a closed terminal, came while a command was at work. Exit code 128 + the signal's number.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+@contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind the command like Ctrl-C does, so that it can keep what it has and say so.
+
+    A signal that is ignored (``nohup``) stays ignored.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+                before[number] = signal.signal(number, _end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise Terminated(number)
+
+
+def say(line: str, end: str = "\n") -> None:
+    """A word on the way, on standard error. A closed terminal or a full disk behind it ends no work."""
+    if sys.stderr is None:
+        return
+    try:
+        sys.stderr.write(line + end)
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        give_up(sys.stderr)
+
+
+def give_up(stream: object) -> None:
+    """Let what is still to be written to a broken stream go nowhere."""
+    with suppress(OSError, ValueError, AttributeError):  # no stream of the system's
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # type: ignore[attr-defined]
 
 
 LONGEST = 1000  # characters of a complaint

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from titans.cli.errors import BadInput, checking_input
+from titans.cli.errors import BadInput, Terminated, checking_input, named_folder, say
 from titans.cli.model import open_memory, open_model
 
 UNITS = {"": 1, "k": 2**10, "m": 2**20}
@@ -15,7 +15,9 @@ UNITS = {"": 1, "k": 2**10, "m": 2**20}
 
 def evaluate(
     model: Annotated[Path, typer.Option(help="Folder of a saved model, its tokenizer in it.")],
-    output: Annotated[Path, typer.Option(help="Output folder; a second run goes on there.")],
+    output: Annotated[
+        Path, typer.Option(parser=named_folder, metavar="PATH", help="Output folder; a second run goes on there.")
+    ],
     tasks: Annotated[
         str,
         typer.Option(
@@ -54,12 +56,12 @@ def evaluate(
     counts = [_tokens(length.strip()) for length in lengths.split(",")]
     measured = language_model if state is None else FromMemory(language_model, state)
     try:
-        results = measure(measured, tokenizer, names, counts, samples, seed, output, text=text, say=_tell)
+        results = measure(measured, tokenizer, names, counts, samples, seed, output, text=text, say=say)
     except EvaluationError as error:
         raise BadInput(f"--{error}") from error
-    except KeyboardInterrupt:
-        typer.echo("stopped; what is finished is kept, the same command goes on from there", err=True)
-        return 130
+    except (KeyboardInterrupt, Terminated) as stop:
+        say("stopped; what is finished is kept, the same command goes on from there")
+        return 128 + getattr(stop, "number", 2)
     typer.echo(table(results))
     typer.echo(f"results.json, table.md and heatmap.png in {output}")
     return 0
@@ -87,7 +89,3 @@ def _tokens(length: str) -> int:
     if found is None:
         raise BadInput(f"--lengths: expected numbers such as 1k,4k,1m, got {length!r}")
     return int(found[1]) * UNITS[found[2]]
-
-
-def _tell(line: str) -> None:
-    typer.echo(line, err=True)

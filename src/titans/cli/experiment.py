@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from titans.cli.errors import BadInput, checking_input
+from titans.cli.errors import BadInput, Terminated, checking_input, named_folder, say
 from titans.names import suggestion
 
 Scale = Literal["tiny", "small", "medium", "large"]
@@ -22,7 +22,11 @@ def experiment(
     seeds: Annotated[str, typer.Option(metavar="0,1,2", help="Seeds, with commas between.")] = "0",
     output: Annotated[
         Path | None,
-        typer.Option(help="Output folder; default runs/experiments/NAME-SCALE. A second run goes on there."),
+        typer.Option(
+            parser=named_folder,
+            metavar="PATH",
+            help="Output folder; default runs/experiments/NAME-SCALE. A second run goes on there.",
+        ),
     ] = None,
     data: Annotated[Path | None, typer.Option(exists=True, help="Corpus: a local file or folder.")] = None,
     model: Annotated[Path | None, typer.Option(exists=True, help="Folder of a saved model.")] = None,
@@ -66,9 +70,9 @@ def experiment(
         report = run(work)
     except ConfigError as error:
         raise BadInput(str(error)) from error
-    except (Stopped, KeyboardInterrupt) as stop:
-        typer.echo("stopped; what is finished is kept, the same command goes on from there", err=True)
-        return 128 + (stop.signal if isinstance(stop, Stopped) else 2)
+    except (Stopped, KeyboardInterrupt, Terminated) as stop:
+        say("stopped; what is finished is kept, the same command goes on from there")
+        return 128 + (stop.signal if isinstance(stop, Stopped) else getattr(stop, "number", 2))
     Console().print(Markdown(markdown(report)))
     typer.echo(f"results.json, table.md and figure.png in {folder}")
     return 0

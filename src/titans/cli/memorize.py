@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from titans.cli.errors import checking_input
+from titans.cli.errors import Terminated, checking_input, say
 from titans.cli.model import open_model
 
 if TYPE_CHECKING:
@@ -38,10 +38,11 @@ def memorize(
         meter = Meter()
         try:
             file = memorize_files(language_model, tokenizer, job, meter.tell)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Terminated) as stop:
             meter.close()
-            typer.echo(f"stopped; what is read is in {output}, the same command with --resume goes on", err=True)
-            return 130
+            kept = f"what is read is in {output}, the same command with --resume goes on"
+            say(f"stopped; {kept if output.exists() else 'nothing was read yet'}")
+            return 128 + getattr(stop, "number", 2)
         finally:
             meter.close()
     size = output.stat().st_size
@@ -67,13 +68,13 @@ class Meter:
         if progress.seconds_left is not None:
             share = progress.bytes / max(1, progress.bytes + (progress.left or 0))
             line += f", {share:.0%}, {_duration(progress.seconds_left)} left"
-        typer.echo(f"\r{line.ljust(self._width)}" if self._live else line, err=True, nl=not self._live)
+        say(f"\r{line.ljust(self._width)}" if self._live else line, end="" if self._live else "\n")
         self._width = len(line)
 
     def close(self) -> None:
         """End the line."""
         if self._width and self._live:
-            typer.echo(err=True)
+            say("")
         self._width = 0
 
 

@@ -20,6 +20,11 @@ def trace(
     """Show what every token of a text does to the memory: a page and a picture of surprise, inner loss and gates."""
     if output.suffix not in (".html", ".htm"):
         raise BadInput(f"--output: must end in .html, got {output}")
+    picture = output.with_suffix(".png")
+    with checking_input():
+        from titans.reading.page import check_page
+
+        check_page(output, picture)
     language_model, tokenizer = open_model(model)
     state = open_memory(memory, language_model)
     with checking_input(f"--input {input_}"):
@@ -45,7 +50,6 @@ def trace(
     about = f"{config.variant}, {config.n_layers} layers · {first}{len(ids):,} tokens"
     about += f", after {found.start:,} of {memory.name}" if memory is not None else ""
     write_page(found, tokenizer, output, source.shown_name, about)
-    picture = output.with_suffix(".png")
     plot_trace(found, picture, f"{source.shown_name} ({about})")
     typer.echo(f"{len(ids):,} tokens; page in {output}, picture in {picture}")
     return 0

@@ -1,12 +1,12 @@
 """``titans train``."""
 
-from contextlib import suppress
+import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from titans.cli.errors import BadInput, CommandFailed, checking_input
+from titans.cli.errors import BadInput, CommandFailed, checking_input, say
 
 
 def train(
@@ -37,10 +37,9 @@ def train(
     except ImportError as error:  # accelerate, which transformers looks for late
         raise BadInput(str(error)) from error
     if result.signal is not None:
-        with suppress(OSError):  # the terminal may be gone, which is why it stopped
-            typer.echo(f"stopped at step {result.step}; a checkpoint is saved, go on with --resume", err=True)
+        say(f"stopped at step {result.step}; a checkpoint is saved, go on with --resume")
         return 128 + result.signal
-    line = f"step {result.step}: loss {result.loss:.4f}"
+    line = f"step {result.step}" + ("" if math.isnan(result.loss) else f": loss {result.loss:.4f}")
     if result.eval_loss is not None:
         line += f", validation {result.eval_loss:.4f} nats/token, {result.eval_bpb:.4f} bits per byte"
     if is_main_process():  # one of several processes speaks

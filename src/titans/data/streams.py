@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from titans.data.corpora import SUFFIXES, read_jsonl, read_parquet
-from titans.data.tokenizers import ByteTokenizer, Tokenizer, byte_positions
+from titans.data.tokenizers import ByteTokenizer, Tokenizer, byte_positions, whole_characters
 
 STDIN = "-"
 BLOCK = 2**16  # characters that are tokenised at once
@@ -94,6 +94,8 @@ class TextInput:
         while True:
             content = file.read(BLOCK)
             if first:
+                if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    raise ValueError(f"{self.shown_name} is UTF-16, texts must be UTF-8")
                 content, first = content.removeprefix(codecs.BOM_UTF8), False
             try:
                 text = decoder.decode(content, final=not content)
@@ -159,10 +161,10 @@ def token_blocks(documents: Iterable[Iterable[str]], tokenizer: Tokenizer) -> It
 
 
 def _blocks(texts: Iterable[str]) -> Iterator[str]:
-    """The same text in blocks of one length, whatever it came in."""
+    """The same text in blocks of one length, whatever it came in; halves of characters as tokenizers take them."""
     held: list[str] = []
     length = 0
-    for text in texts:
+    for text in map(whole_characters, texts):
         held.append(text)
         length += len(text)
         if length >= BLOCK:

@@ -134,11 +134,11 @@ class HuggingFaceTokenizer:
 
     def encode_array(self, text: str) -> np.ndarray:
         """Token ids of ``text``, int32 ``[n]``; half surrogate pairs, which UTF-8 cannot hold, become ``?``."""
-        return self._encode(_whole_characters(text))[0]
+        return self._encode(whole_characters(text))[0]
 
     def encode_with_bytes(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Token ids of ``text``, int32 ``[n]``, and the bytes that each stands for, int64 ``[n]``."""
-        text = _whole_characters(text)
+        text = whole_characters(text)
         ids, encoding, places = self._encode(text)
         if self._id_bytes is not None:
             n_bytes = self._id_bytes[ids]
@@ -273,7 +273,8 @@ def _bytes_by_id(backend: Backend, vocab_size: int) -> np.ndarray | None:
     return lengths
 
 
-def _whole_characters(text: str) -> str:
+def whole_characters(text: str) -> str:
+    """The text with ``?`` for every half of a surrogate pair, which UTF-8 cannot hold."""
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 

@@ -16,7 +16,9 @@ from titans.data import ByteTokenizer, Tokenizer
 from titans.evaluation.reading import rows_at_once
 from titans.evaluation.task import EvaluationError, NotMeasurable, Record, Task
 from titans.evaluation.tasks import make_tasks
-from titans.files import bytes_of, write_whole
+from titans.files import bytes_of, check_ours, write_whole
+
+NEEDED = {"tokens", "state_bytes", "seconds"}  # of every task's records
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def evaluate(
 
     Raises:
         EvaluationError: an argument is wrong, something that a task needs is missing, the output folder holds cells of
-            other settings (named), or no cell can be measured.
+            other settings or files of somebody else (named), or no cell can be measured.
     """
     if samples < 1:
         raise EvaluationError(f"samples: must be at least 1, got {samples}")
@@ -77,6 +79,11 @@ def evaluate(
     made = make_tasks(tasks, text)
     settings = {**_identity(model, tokenizer), "samples": samples, "seed": seed}
     folder = None if output is None else Path(output)
+    if folder is not None:
+        try:
+            check_ours(folder, ("results.json", "table.md", "heatmap.png"), "cells")
+        except ValueError as error:
+            raise EvaluationError(str(error)) from error
     cells = [_open(task, length, settings, folder) for task in made for length in dict.fromkeys(lengths)]
     found = []
     was_training = model.training
@@ -128,8 +135,10 @@ def _open(task: Task, length: int, settings: dict[str, Any], folder: Path | None
         return Cell(task, length, settings, file, [])
     try:
         kept = json.loads(file.read_text(encoding="utf-8"))
-        before, records = kept["settings"], kept["records"]
-    except (ValueError, KeyError, TypeError) as error:
+        before, records = dict(kept["settings"]), list(kept["records"])
+        if not all(isinstance(record, dict) and set(record) >= NEEDED for record in records):
+            raise ValueError("its records are none")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise EvaluationError(f"output: {file} is no cell of an evaluation; choose another output") from error
     for name in dict.fromkeys([*settings, *before]):
         now, then = settings.get(name), before.get(name)

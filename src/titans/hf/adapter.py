@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 from titans.hf.config import TitansHFConfig
 from titans.layers.module import reset
 from titans.models import ModelState, TitansModel, build_model
-from titans.models.folder import PREFIX, SHIM, SHIM_TEXT, save_folder
+from titans.models.folder import CONFIG, PREFIX, SHIM, SHIM_TEXT, check_digest, save_folder
 
 # What tools pass along though nothing depends on it: tokens have no types, and where a row stands is in its state.
 UNUSED = {"token_type_ids", "cache_position", "tokenizer"}
@@ -75,13 +75,16 @@ class Whole:
 
     @classmethod
     def from_pretrained(cls, path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """transformers' own, but weights that are missing or left over are a ValueError, not a warning."""
+        """transformers' own, but weights that are missing, left over, or not what was saved are a ValueError."""
         model, told = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)  # type: ignore[misc]
         if hasattr(model, "hf_device_map") and any(p.is_meta for p in model.parameters()):
             raise ValueError("device_map: parts cannot be offloaded, since layers read parameters of modules in them")
         for what in ("missing_keys", "unexpected_keys"):
             if names := sorted(told[what]):
                 raise ValueError(f"{path}: {what.replace('_', ' ')} {', '.join(names)}")
+        folder = Path(path or "", kwargs.get("subfolder") or "")
+        if (folder / CONFIG).is_file():  # else a name on the hub, or weights that were given
+            check_digest(folder)
         return (model, told) if output_loading_info else model
 
     def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any) -> None:

@@ -7,7 +7,7 @@ from transformers import PretrainedConfig
 
 from titans.models import TitansConfig
 from titans.models.config import MODEL_TYPE
-from titans.models.folder import header
+from titans.models.folder import DIGEST, header
 from titans.models.semantics import check_semantics
 
 LORA_TARGETS = ["q", "kv", "qkv", "out"]  # unless told: the projections of attention and memory
@@ -56,7 +56,8 @@ class TitansHFConfig(PretrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """What ``from_pretrained`` reads a config.json with; a ValueError where it was made for other semantics."""
         check_semantics(config_dict.get("semantics"), "config.json")
-        return super().from_dict({**config_dict, **TitansConfig.from_dict(config_dict).to_dict()}, **kwargs)
+        told = {name: value for name, value in config_dict.items() if name != DIGEST}  # of that folder, of no other
+        return super().from_dict({**told, **TitansConfig.from_dict(config_dict).to_dict()}, **kwargs)
 
     def core(self) -> TitansConfig:
         """The `TitansConfig` the model is built from."""

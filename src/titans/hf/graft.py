@@ -19,7 +19,7 @@ from titans.files import write_whole
 from titans.hf.adapter import Whole
 from titans.layers.neural_memory import NeuralMemoryState
 from titans.models import TitansConfig
-from titans.models.folder import SHIM
+from titans.models.folder import DIGEST, SHIM
 from titans.models.graft import Graft, grafts
 from titans.models.semantics import SEMANTICS, check_semantics
 
@@ -87,7 +87,8 @@ class GraftConfig(PretrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         family = config_dict[FIELD]["family"]
-        return _kind(family).from_dict({**config_dict, "model_type": family}, **kwargs)
+        told = {name: value for name, value in config_dict.items() if name != DIGEST}  # of that folder, of no other
+        return _kind(family).from_dict({**told, "model_type": family}, **kwargs)
 
 
 def graft(

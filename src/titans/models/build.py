@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from titans.models.config import TitansConfig
-from titans.models.folder import foreign_reader, read_folder, write_folder
+from titans.models.folder import check_digest, foreign_reader, read_folder, write_folder
 from titans.models.language_model import TitansModel
 from titans.models.variants import CLASSES
 from titans.ops.memory import Engine
@@ -45,7 +45,8 @@ def load_model(path: str | Path) -> TitansModel:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: the weights do not fit the configuration, were made for other semantics, or are not finite.
+        ValueError: the weights do not fit the configuration, were made for other semantics, or are not finite, or
+            weights or settings are not what was saved.
     """
     read = foreign_reader(path)
     if read is not None:
@@ -64,6 +65,7 @@ def load_model(path: str | Path) -> TitansModel:
     except RuntimeError as error:
         what = " ".join(str(error).split())
         raise ValueError(f"model folder {str(path)!r} does not fit its config.json: {what}") from error
+    check_digest(path)  # last: what is wrong with which tensor says more
     return model
 
 

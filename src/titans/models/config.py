@@ -293,7 +293,7 @@ class TitansConfig(CheckedModel):
             ValueError: it is not JSON, no mapping (both named with the file), or no such configuration.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_each_key_once)
+            values = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=each_key_once)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
         return cls.from_dict(_mapping(values, path))
@@ -322,7 +322,8 @@ def _mapping(values: Any, path: str | Path) -> dict[str, Any]:
     return values
 
 
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping of JSON (``object_pairs_hook``); a ValueError where a key is given twice."""
     told = dict(pairs)
     if len(told) < len(pairs):
         twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))

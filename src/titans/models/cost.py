@@ -70,11 +70,13 @@ def measure_cost(config: TitansConfig, longest: int = 1024) -> Cost:
 
     Args:
         config: the model, of any size.
-        longest: bound on the tokens of the pass, which are one less than the largest whole number of segments or
-            chunks within it and ``config.max_seq_len``.
+        longest: bound on the tokens of the pass, which with the persistent tokens that the memory reads first are one
+            less than a whole number of segments or chunks, as many as are within it and ``config.max_seq_len``.
     """
     unit = config.segment if config.variant == "MAC" else config.chunk_size
-    tokens = max(unit, min(longest, config.max_seq_len) // unit * unit, 2) - 1
+    before = config.n_persistent % unit if config.has_memory and config.variant != "MAC" else 0
+    tokens = max(unit, min(longest, config.max_seq_len) // unit * unit, 2) - 1 - before
+    tokens += unit if tokens < 1 else 0
     kinds = Counter(config.mixer(layer) for layer in range(config.n_layers))
     times = [kinds.pop(config.variant, 0), *kinds.values()]  # blocks like the model's i-th
     alike = {"n_layers": len(times), "vocab_size": 1, "memory_layers": (0,) if kinds else None}

@@ -6,6 +6,7 @@ every reader opens every folder. Names begin with ``model.``, as transformers na
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -19,10 +20,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from titans.files import open_to_umask, write_whole
-from titans.models.config import MODEL_TYPE, TitansConfig
+from titans.files import hash_file, naming, open_to_umask, write_whole
+from titans.models.config import FREE, MODEL_TYPE, TitansConfig, each_key_once
 from titans.models.semantics import SEMANTICS, check_semantics
 
+DIGEST = "digest"  # in config.json: what its settings and the files of weights were when they were written
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 WEIGHT_FILES = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")  # whole or in shards
 PREFIX = "model."
@@ -78,11 +80,16 @@ def save_folder(folder: str | Path, write: Callable[[Path], object]) -> None:
         OSError: the place cannot be written; what was there before is still there.
     """
     folder = Path(os.path.realpath(folder))
-    if not folder.is_dir():
-        return write_whole(folder, write)
-    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as aside:
-        new = Path(aside) / folder.name
+
+    def write_signed(new: Path) -> None:
         write(new)
+        _sign(new)
+
+    if not folder.is_dir():
+        return write_whole(folder, write_signed)
+    with naming(folder), tempfile.TemporaryDirectory(prefix=".", dir=folder) as aside:
+        new = Path(aside) / folder.name
+        write_signed(new)
         open_to_umask(new)
         names = sorted(os.listdir(new), key=lambda name: (name == CONFIG, name))  # the configuration last
         if CONFIG in names:
@@ -92,6 +99,47 @@ def save_folder(folder: str | Path, write: Callable[[Path], object]) -> None:
                 (folder / name).unlink()
         for name in names:
             os.replace(new / name, folder / name)
+
+
+def _sign(folder: Path) -> None:
+    """Tie the configuration and the weights of a new folder to each other."""
+    files = sorted(filter(WEIGHT_FILES.fullmatch, os.listdir(folder)))
+    if not files or not (folder / CONFIG).is_file():
+        return
+    told = _told(folder)
+    told[DIGEST] = {CONFIG: _settings(told), **{name: hash_file(folder / name) for name in files}}
+    (folder / CONFIG).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+
+
+def _settings(told: dict[str, Any]) -> str:
+    """SHA-256 of what a ``config.json`` says about what is computed; transformers' own words in it may change."""
+    names = ("semantics", "titans_graft", *sorted(set(TitansConfig.model_fields) - set(FREE)))
+    said = {name: told[name] for name in names if name in told}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def check_digest(folder: str | Path) -> None:
+    """Compare a folder with what was written; older ones do not say.
+
+    Raises:
+        ValueError: its settings or its weights are others; the message names the file.
+    """
+    told = _told(folder)
+    written = told.get(DIGEST)
+    if written is None:
+        return
+    if not isinstance(written, dict) or written.get(CONFIG) != _settings(told):
+        raise ValueError(
+            f"{Path(folder) / CONFIG} was edited or is of another model: the weights beside it were saved with other "
+            f"settings; to compute something else with them on purpose, take {DIGEST!r} out of it"
+        )
+    for name in sorted(set(filter(WEIGHT_FILES.fullmatch, os.listdir(folder))) | (set(written) - {CONFIG})):
+        path = Path(folder) / name
+        if not path.is_file() or hash_file(path) != written.get(name):
+            raise ValueError(
+                f"{path} is damaged or of another model: it is not what was saved with {CONFIG}; "
+                f"if you changed it on purpose, take {DIGEST!r} out of {CONFIG}"
+            )
 
 
 def foreign_reader(folder: str | Path) -> Callable[[Path], Any] | None:
@@ -117,7 +165,10 @@ def _told(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"model folder {str(folder)!r} has no {CONFIG}")
-    told = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=each_key_once)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(told, dict):
         raise ValueError(f"{path}: expected a mapping, got {type(told).__name__}")
     return told

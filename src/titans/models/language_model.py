@@ -180,8 +180,8 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
         hidden, told = stream[-1], stream if output_hidden_states else None
         if labels is None:
             return ModelOutput(self.head(hidden[:, -logits_to_keep:]), after, None, told)
-        if isinstance(num_items_in_batch, int | float) and not num_items_in_batch > 0:
-            raise ValueError(f"num_items_in_batch must be positive, got {num_items_in_batch}")
+        if num_items_in_batch is not None and not _positive(num_items_in_batch):
+            raise ValueError(f"num_items_in_batch must be positive, got {num_items_in_batch!r}")
         logits = self.head(hidden)
         loss = _loss(logits, _targets(labels.long(), mask, document_ids), num_items_in_batch)
         return ModelOutput(logits[:, -logits_to_keep:], after, loss, told)
@@ -378,6 +378,12 @@ def _targets(labels: Tensor, mask: Tensor | None, documents: Tensor | None) -> T
     if documents is not None:
         targets = targets.masked_fill(documents[:, 1:] != documents[:, :-1], -100)
     return targets
+
+
+def _positive(items: Any) -> bool:
+    if not isinstance(items, Tensor):
+        return isinstance(items, int | float) and items > 0
+    return items.device.type != "cpu" or torch.compiler.is_compiling() or bool((items > 0).all())
 
 
 def _loss(logits: Tensor, targets: Tensor, items: Tensor | int | None = None) -> Tensor:

@@ -106,4 +106,13 @@ def _arrays(text: Any, tokenizer: Encoder | None, model: TitansModel) -> Iterabl
         if text.dim() not in (1, 2) or text.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"text must be integers (int64) [T] or [B, T], got {text.dtype} {list(text.shape)}")
         return [text.cpu().numpy()]
-    return text
+    if not isinstance(text, Iterable) or isinstance(text, bytes):
+        raise ValueError(f"text must be a string, ids, or arrays of ids, got {type(text).__name__}")
+    return map(_ids, text)
+
+
+def _ids(block: Any) -> np.ndarray:
+    if not isinstance(block, np.ndarray) or block.dtype.kind not in "iu" or block.ndim not in (1, 2):
+        told = f"{block.dtype} {list(block.shape)}" if isinstance(block, np.ndarray) else type(block).__name__
+        raise ValueError(f"text must be arrays of integers [T] or [B, T], got {told}")
+    return block

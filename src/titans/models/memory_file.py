@@ -134,11 +134,23 @@ def claimed(state: ModelState, model: TitansModel, path: str | Path) -> ModelSta
     Raises:
         ValueError: another model made it.
     """
+    device = model.embedding.weight.device
     try:
         model.check_state(state)
+        state = replace(state.to(device), origin=model.origin)
+        with torch.no_grad():
+            like = model(torch.zeros((1, 1), dtype=torch.int64, device=device)).state
+        like.put([0], state.select([0]))  # refuses what has other parts or shapes than the model's own
+        state.map(_finite)
     except ValueError as error:
         raise ValueError(f"memory file {str(path)!r}: {error}") from error
-    return replace(state.to(model.embedding.weight.device), origin=model.origin)
+    return state
+
+
+def _finite(x: Tensor) -> Tensor:
+    if not x.isfinite().all():
+        raise ValueError("its tensors are not finite")
+    return x
 
 
 class Forgetting:

@@ -249,7 +249,12 @@ class ModelState(State):
         try:
             tensors = unpack(tensors, json.loads(words["stored"]) if "stored" in words else None)
             layers = decode(json.loads(words["layers"]), tensors, "layers")
-            read = counts(json.loads(words["seen"]))
+            if not all(isinstance(layer, State) for layer in layers):
+                raise ValueError("its layers are no states")
+            seen = json.loads(words["seen"])
+            if not all(type(n) is int for n in seen):
+                raise ValueError(f"seen must be numbers of tokens, got {seen}")
+            read = counts(seen)
             state = cls(layers, read, Origin(words["config"], weights=words["weights"]))
             check_rows(state)
         except (KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:

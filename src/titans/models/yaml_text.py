@@ -1,4 +1,4 @@
-"""YAML as configurations are written in it: 1e-3 is a number, and no key is given twice."""
+"""YAML as configurations are written in it: 1e-3 is a number, 010 and 1:30 are no others, and no key is given twice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ import yaml
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads ``1e-3`` as a number, as YAML 1.2 and every user do, and refuses a key given twice."""
+    """SafeLoader that reads numbers as YAML 1.2 and every user do, and refuses a key given twice."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  without octal numbers (010 was 8) and those to the base 60 (1:30 was 90)
+        first: [(tag, pattern) for tag, pattern in known if not tag.endswith((":int", ":float"))]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         known = set()
@@ -21,8 +26,13 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^([-+]?([0-9][0-9_]*\.?[0-9]*([eE][-+]?[0-9]+)?|\.[0-9]+([eE][-+]?[0-9]+)?|\.(inf|Inf|INF))|\.(nan|NaN|NAN))$"
+    ),
+    list("-+0123456789."),
 )
 
 

@@ -16,6 +16,7 @@ from titans.files import write_whole
 from titans.reading.trace import QUANTITIES, TextTrace
 
 TEMPLATE = Path(__file__).with_name("page.html")
+SIGN = b"<title>Memory trace</title>"  # near the beginning of every page
 OPEN = 2**16 - 1  # the code of what has no value
 NAMES = {
     "surprise": "surprise",
@@ -27,6 +28,19 @@ NAMES = {
     "nats": "model's loss",
 }
 MODEL_LOSS = "nats that the model itself had to pay for the token"
+
+
+def check_page(path: Path, picture: Path) -> None:
+    """Raise a ValueError where something that is no page or picture of an earlier trace stands in the way."""
+    for place in (path, picture):
+        if place.is_dir():
+            raise ValueError(f"--output: {place} is a folder")
+    if path.exists():
+        with path.open("rb") as file:
+            if SIGN not in file.read(1000):
+                raise ValueError(f"--output: {path} is there and no page of titans trace; give another name")
+    elif picture.exists():
+        raise ValueError(f"--output: {picture} is there, and its page is not; give another name")
 
 
 def write_page(trace: TextTrace, tokenizer: Tokenizer, path: str | Path, title: str, about: str = "") -> None:

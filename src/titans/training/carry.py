@@ -58,7 +58,7 @@ class CarriedStates:
             origin = Origin(state.origin.fingerprint, weights="in training")
             replace(state, origin=origin).save(_file(folder, process, turn))
 
-    def load(self, folder: str | Path, process: int, processes: int, steps: int, model: TitansModel) -> None:
+    def load(self, folder: str | Path, process: int, processes: int, steps: int, model: TitansModel, rows: int) -> None:
         """Take up what ``save`` wrote, as states of ``model``.
 
         Args:
@@ -66,9 +66,10 @@ class CarriedStates:
             process, processes: which of how many this is.
             steps: how many optimizer steps had been taken.
             model: whose states they become.
+            rows: of a micro-batch.
 
         Raises:
-            ConfigError: written by another number of processes, or a file is missing or damaged.
+            ConfigError: written by another number of processes or for other batches, or a file is missing or damaged.
         """
         wrote = len(list(Path(folder).glob("carried-*-0.safetensors")))
         if steps and wrote != processes:
@@ -84,6 +85,8 @@ class CarriedStates:
                 raise ConfigError(f"training.carry_state: {error}") from error
             if state.origin.fingerprint != model.fingerprint:
                 raise ConfigError(f"training.carry_state: {folder} holds states of a model of another configuration")
+            if state.rows != rows:
+                raise ConfigError(f"training.carry_state: {folder} holds states of {state.rows} rows, not {rows}")
             # Copies: tensors lie in a file at any address, and arithmetic on unaligned ones rounds differently.
             state = replace(state, origin=model.origin).map(lambda x: x.to(device, copy=True))
             self._states[turn] = state

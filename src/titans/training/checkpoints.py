@@ -225,6 +225,11 @@ def check_folder(config: TrainConfig, resume: bool) -> Found | None:
     if not _numbered(output_dir):
         raise ConfigError(f"training.output_dir: {output_dir} holds no complete checkpoint to resume from")
     check_same(config, output_dir / CONFIG_FILE)
+    if _was_edited(output_dir / CONFIG_FILE):
+        raise ConfigError(
+            f"training.output_dir: {output_dir / CONFIG_FILE} was edited after the run wrote it, and what the run was "
+            "started with is not known any more; undo that, and give what shall change with --set or in another file"
+        )
     found = find_checkpoint(output_dir)
     # A run that was killed after its last step still has its model to write.
     left = config.training.steps - found.step
@@ -281,6 +286,11 @@ def _run_mark(path: Path) -> str | None:
 def _is_ours(path: Path) -> bool:
     words, rest = _first_line(path)
     return len(words) == 2 and words[1] == sha256(rest.encode()).hexdigest()[:16]
+
+
+def _was_edited(path: Path) -> bool:
+    """Does the text differ from what was written, where its first line tells a hash?"""
+    return len(_first_line(path)[0]) == 2 and not _is_ours(path)
 
 
 def check_same(config: TrainConfig, path: Path) -> None:

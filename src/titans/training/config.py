@@ -305,7 +305,10 @@ def set_field(raw: dict[str, Any], override: str) -> None:
             raise ConfigError(
                 f"--set {_short(override, str)}: {'.'.join(parents[: depth + 1])} is {_short(node)}, it has no fields"
             )
-    node[last] = _parse_yaml(text, f"--set {_short(override, str)}")
+    value = _parse_yaml(text, f"--set {_short(override, str)}")
+    if value is None and not parents and node.get(last) and last in TrainConfig.model_fields:
+        raise ConfigError(f"--set {_short(override, str)}: would drop every setting of {last}; name a field of it")
+    node[last] = value
 
 
 def _as_dict(section: Any) -> Any:

@@ -2,7 +2,8 @@
 
 import inspect
 import tempfile
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -17,7 +18,7 @@ from titans.data import bits_per_byte
 from titans.hf import TitansForCausalLM
 from titans.training import checkpoints, finite
 from titans.training.carry import CarriedStates
-from titans.training.config import TrainingSection
+from titans.training.config import ConfigError, TrainingSection
 from titans.training.optimizer import build_optimizer, get_cosine_schedule_with_warmup
 from titans.training.probe import probe
 
@@ -167,11 +168,17 @@ class TitansTrainer(Trainer):
             self.carried.settle()
             self.carried.save(output_dir, self.args.process_index)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _naming(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(checkpoint)
+        with _naming(checkpoint):
+            super()._load_rng_state(checkpoint)
         if self.carried is not None and checkpoint is not None:
             processes = (self.args.process_index, self.args.world_size)
-            self.carried.load(checkpoint, *processes, self.state.global_step, self.network.model)
+            rows = self.args.per_device_train_batch_size
+            self.carried.load(checkpoint, *processes, self.state.global_step, self.network.model, rows)
 
     def _check(self, name: str, value: Tensor, find: Callable[[], str]) -> None:
         """Stop the run, all processes together, if the value is not finite on one of them; ``find`` the bad tensor."""
@@ -198,6 +205,16 @@ class TitansTrainer(Trainer):
             self._save_checkpoint(self.network, trial=None)
             found = checkpoints.last_checkpoint(self.settings.output_dir)
         raise finite.NonFiniteError(f"{message}; last good checkpoint: {'none' if found is None else found[0]}")
+
+
+@contextmanager
+def _naming(checkpoint: str | None) -> Iterator[None]:
+    """What transformers stumbles over in a checkpoint that has its manifest is somebody's doing."""
+    try:
+        yield
+    except Exception as error:  # of pickles there is hardly one that does not come
+        told = f"{type(error).__name__} {error}".partition("\n")[0]
+        raise ConfigError(f"training.output_dir: {checkpoint} was tampered with and cannot be read: {told}") from error
 
 
 def _reason(folder: Path, error: Exception) -> str:
