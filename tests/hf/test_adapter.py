@@ -163,8 +163,8 @@ def test_a_mask_over_the_whole_text_serves_in_decoding(make, ids, mask):
         ({"position_ids": torch.zeros(2, 21)}, TypeError, "takes no position_ids"),
         ({"output_attentions": True}, TypeError, "takes no output_attentions"),
         ({"atention_mask": None, "lables": 1}, TypeError, "takes no lables"),
-        ({"past_key_values": DynamicCache()}, ValueError, "got past_key_values of DynamicCache"),
-        ({"past_key_values": TitansCache(), "state": 1}, ValueError, "not both"),
+        ({"past_key_values": DynamicCache()}, ValueError, r"TitansCache \(no prefix tuning\), got DynamicCache"),
+        ({"past_key_values": TitansCache(), "state": 1}, ValueError, "state or past_key_values, got both"),
     ],
 )
 def test_what_it_cannot_use_is_refused_in_one_line(make, ids, given, error, message):

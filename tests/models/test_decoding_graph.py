@@ -47,6 +47,21 @@ def test_one_graph_serves_all_tokens(variant, rows):
     assert counter.frame_count == 1
 
 
+@torch.no_grad()
+def test_a_compiled_model_decodes_without_a_graph_per_token():
+    """It was compiled for its prompts; from a state on it computes as it is."""
+    model, x = small("MAC", n_layers=1).eval(), ids(1, TOKENS)
+    whole, state = model(x).logits, model(x[:, :READ]).state
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(model, backend=counter)
+    for column in range(READ, TOKENS):
+        out = compiled(x[:, column : column + 1], state=state)
+        state = out.state
+        assert_close(out.logits[:, 0], whole[:, column], f"column {column}")
+    assert counter.frame_count == 0
+
+
 @pytest.mark.parametrize("variant", others_slow(["MAC"]))
 def test_the_step_is_exported(variant):
     step, state, x, whole = begun(variant)

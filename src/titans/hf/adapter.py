@@ -140,9 +140,11 @@ class TitansForCausalLM(Whole, PreTrainedModel, GenerationMixin):
         """
         if wrong := [n for n, value in others.items() if n not in UNUSED and value is not None and value is not False]:
             raise TypeError(f"{type(self).__name__} takes no {', '.join(wrong)}")
+        if state is not None and past_key_values is not None:
+            raise ValueError("give state or past_key_values, got both")
         cache = TitansCache(state) if past_key_values is None else past_key_values
-        if not isinstance(cache, TitansCache) or (state is not None and past_key_values is not None):
-            raise ValueError(f"give state or a TitansCache, not both, got past_key_values of {type(cache).__name__}")
+        if not isinstance(cache, TitansCache):
+            raise ValueError(f"past_key_values must be a TitansCache (no prefix tuning), got {type(cache).__name__}")
         columns = next((x.shape[1] for x in (input_ids, inputs_embeds) if x is not None), 0)
         if attention_mask is not None and attention_mask.dim() == 2:
             attention_mask = attention_mask[:, -columns:]
@@ -168,12 +170,9 @@ class TitansForCausalLM(Whole, PreTrainedModel, GenerationMixin):
             state: what has been read before, which stays as it is.
         """
         if not self.can_generate():
-            raise TypeError(
-                f"{type(self).__name__} has no head to generate with: AutoModelForCausalLM opens one that has"
-            )
-        if state is not None:
-            kwargs = {"past_key_values": TitansCache(state), **kwargs}
-        return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+            raise TypeError(f"{type(self).__name__} has no head to generate with: take AutoModelForCausalLM")
+        held = {} if state is None else {"past_key_values": TitansCache(state)}
+        return super().generate(inputs, *args, **{**held, **kwargs})  # type: ignore[misc]
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, inputs_embeds: Tensor | None = None, **kwargs) -> Any:
         length, places = kwargs.get("next_sequence_length"), kwargs.get("cache_position")  # either, by the release
@@ -183,6 +182,11 @@ class TitansForCausalLM(Whole, PreTrainedModel, GenerationMixin):
                 f"past_key_values, got {input_ids.shape[1]}; or give state= and what follows it"
             )
         return super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)  # type: ignore[misc]
+
+    def _prepare_cache_for_generation(self, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
+        if (kind := generation_config.cache_implementation) not in (None, "dynamic"):
+            raise ValueError(f"cache_implementation must be None, the cache is the model's constant state, got {kind!r}")
+        return super()._prepare_cache_for_generation(generation_config, *args, **kwargs)  # type: ignore[misc]
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> Any:
         """Beams and several samples: as many rows of the caller's cache, which is left as it is."""
@@ -205,8 +209,7 @@ class TitansForCausalLM(Whole, PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: Any) -> None:
         self.model.head = new_embeddings
 
-    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """Recompute each block in the backward pass; how transformers would do it does not matter."""
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:  # by block; how they would, is no matter
         self.model.config.gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:

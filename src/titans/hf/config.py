@@ -42,9 +42,7 @@ class TitansHFConfig(PretrainedConfig):
         kwargs.pop("max_position_embeddings", None)
         super().__init__(**{**kwargs, **header()})
 
-    @property
-    def num_attention_heads(self) -> int:
-        return self.core().attention_heads
+    num_attention_heads = property(lambda self: self.core().attention_heads)
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, and those that tools look for. PEFT asks right before it looks up what LoRA adapts."""
