@@ -35,8 +35,14 @@ ALIKE = {  # calls that give the same logits
     "tied again": lambda model, ids: (model.tie_weights(), model(ids))[1],
 }
 REFUSED = {
-    "static": (lambda m, ids: m.generate(ids, cache_implementation="static", **GREEDY), "cache_implementation must be None.*'st"),
-    "quantized": (lambda m, ids: m.generate(ids, cache_implementation="quantized", **GREEDY), "cache_implementation must be"),
+    "static": (
+        lambda m, ids: m.generate(ids, cache_implementation="static", **GREEDY),
+        "cache_implementation must be None.*'st",
+    ),
+    "quantized": (
+        lambda m, ids: m.generate(ids, cache_implementation="quantized", **GREEDY),
+        "cache_implementation must be",
+    ),
     "assisted": (lambda m, ids: m.generate(ids, assistant_model=m), "not supported with stateful models"),
     "lookup": (lambda m, ids: m.generate(ids, prompt_lookup_num_tokens=2), "not supported with stateful models"),
     "typo": (lambda m, ids: m.generate(ids, max_new_tokns=2), "max_new_tokns"),
