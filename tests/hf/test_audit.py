@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from helpers import assert_close
+from tiny import VARIANTS
 from titans.hf import TitansForCausalLM
 
 GREEDY = {"max_new_tokens": 4, "do_sample": False}
@@ -125,3 +126,31 @@ def test_it_may_be_saved_in_parts(make, ids, tmp_path):
     again = TitansForCausalLM.from_pretrained(tmp_path).eval()
     assert_close(again(ids).logits, model(ids).logits)
     assert again.num_parameters() == model.num_parameters()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_hooks_fire_on_all_that_computes(make, ids, variant):
+    """Not on what only holds parameters for a layer around it: persistent tokens, and MAC's attention, of which MAC calls
+    the projections."""
+    model, fired = make(variant=variant), set()
+    computing = {
+        "Block",
+        "NeuralMemory",
+        "Linear",
+        "RMSNorm",
+        "Embedding",
+        "TitansForCausalLM",
+        type(model.model).__name__,
+    }
+    named = {name: module for name, module in model.named_modules() if type(module).__name__ in computing}
+    for name, module in named.items():
+        module.register_forward_hook(lambda *_, name=name: fired.add(name))
+    model(ids)
+    assert fired == set(named)
+
+
+def test_a_call_is_exported_without_its_cache(make, ids):
+    model = make(variant="LMM", n_layers=1)
+    with torch.no_grad():
+        exported = torch.export.export(model, (ids,), {"use_cache": False}).module()
+        assert_close(exported(ids, use_cache=False).logits, model(ids).logits)

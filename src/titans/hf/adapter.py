@@ -185,7 +185,9 @@ class TitansForCausalLM(Whole, PreTrainedModel, GenerationMixin):
 
     def _prepare_cache_for_generation(self, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
         if (kind := generation_config.cache_implementation) not in (None, "dynamic"):
-            raise ValueError(f"cache_implementation must be None, the cache is the model's constant state, got {kind!r}")
+            raise ValueError(
+                f"cache_implementation must be None, the cache is the model's constant state, got {kind!r}"
+            )
         return super()._prepare_cache_for_generation(generation_config, *args, **kwargs)  # type: ignore[misc]
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> Any:
@@ -209,7 +211,9 @@ class TitansForCausalLM(Whole, PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: Any) -> None:
         self.model.head = new_embeddings
 
-    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:  # by block; how they would, is no matter
+    def gradient_checkpointing_enable(
+        self, *args: Any, **kwargs: Any
+    ) -> None:  # by block; how they would, is no matter
         self.model.config.gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
