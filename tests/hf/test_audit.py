@@ -130,8 +130,8 @@ def test_it_may_be_saved_in_parts(make, ids, tmp_path):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_hooks_fire_on_all_that_computes(make, ids, variant):
-    """Not on what only holds parameters for a layer around it: persistent tokens, and MAC's attention, of which MAC calls
-    the projections."""
+    """Not on what only holds parameters for a layer around it: persistent tokens, and MAC's attention, whose parts MAC
+    itself calls."""
     model, fired = make(variant=variant), set()
     computing = {
         "Block",
