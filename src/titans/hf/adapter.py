@@ -42,12 +42,10 @@ class TitansCache:
         self.state = None if self.state is None else self.state.select(beam_idx)
 
     batch_select_indices = reorder_cache
+    reset = __init__  # without arguments
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         self.state = None if self.state is None else self.state.fork(repeats)
-
-    def reset(self) -> None:
-        self.state, self.columns = None, 0
 
 
 @dataclass
@@ -60,10 +58,7 @@ class TitansHFOutput(ModelOutput):
     past_key_values: TitansCache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
-    @property
-    def state(self) -> ModelState | None:
-        """The `ModelState` after the last token; pass it back to go on from there."""
-        return None if self.past_key_values is None else self.past_key_values.state
+    state = property(lambda self: getattr(self.past_key_values, "state", None))  # after the last token, to go on from
 
 
 class Whole:
@@ -91,7 +86,7 @@ class Whole:
         def write(aside: Path) -> None:
             aside.mkdir()
             (aside / SHIM).write_text(self.shim, encoding="utf-8")
-            save(aside, **kwargs)
+            save(str(aside), **kwargs)
 
         if is_main_process and not kwargs.get("distributed_checkpoint"):
             save_folder(save_directory, write)
@@ -219,9 +214,7 @@ class TitansForCausalLM(Whole, PreTrainedModel, GenerationMixin):
     def gradient_checkpointing_disable(self) -> None:
         self.model.config.gradient_checkpointing = False
 
-    is_gradient_checkpointing = is_activation_checkpointing = property(  # type: ignore[assignment]
-        lambda self: self.model.config.gradient_checkpointing
-    )
+    is_gradient_checkpointing = is_activation_checkpointing = property(lambda m: m.model.config.gradient_checkpointing)  # type: ignore
 
 
 class TitansHFModel(TitansForCausalLM):

@@ -29,6 +29,7 @@ class TitansHFConfig(PretrainedConfig):
     max_position_embeddings = 2**30  # no tool shall cut a text; ``max_seq_len`` is the length of training windows
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012  the Trainer gathers tensors only
     attribute_map = dict(hidden_size="d_model", num_hidden_layers="n_layers", tie_word_embeddings="tie_embeddings")  # noqa
+    num_attention_heads = property(lambda self: self.core().attention_heads)
     # A folder's own file leads to the class: no code is copied there.
     register_for_auto_class = classmethod(lambda cls, auto_class=None: None)  # type: ignore[assignment]
 
@@ -37,12 +38,9 @@ class TitansHFConfig(PretrainedConfig):
         kwargs.setdefault("n_heads", kwargs.pop("num_attention_heads", None))
         given = {name: kwargs.pop(name) for name in TitansConfig.model_fields if name in kwargs}
         core = titans if isinstance(titans, TitansConfig) else TitansConfig(**{**given, **(titans or {})})
-        for name, value in core.to_dict().items():
-            setattr(self, name, value)
+        vars(self).update(core.to_dict())
         kwargs.pop("max_position_embeddings", None)
         super().__init__(**{**kwargs, **header()})
-
-    num_attention_heads = property(lambda self: self.core().attention_heads)
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, and those that tools look for. PEFT asks right before it looks up what LoRA adapts."""
