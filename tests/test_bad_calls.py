@@ -67,12 +67,13 @@ MODEL_CALLS = {
     **{f"put {v}": lambda m, v=v: m(IDS).state.put([0], v) for v in (None, "x", 5)},
     **{f"state {i}": lambda m, v=v: m(IDS, state=v) for i, v in enumerate(("x", 5, (1,)))},
     **{f"eos_token_id {v}": lambda m, v=v: m.generate(IDS, eos_token_id=v) for v in (256, -1, (), (0, 300), "x",
-        1.5)},
+        1.5, True, (True,))},
+    **{f"generator {v}": lambda m, v=v: m.generate(IDS, generator=v) for v in (3, "cpu")},
     **{f"temperature {v}": lambda m, v=v: m.generate(IDS, temperature=v) for v in (-1, float("nan"), float("inf"),
         None, "x")},
-    **{f"top_k {v}": lambda m, v=v: m.generate(IDS, top_k=v) for v in (0, -1, 2.5, "x")},
+    **{f"top_k {v}": lambda m, v=v: m.generate(IDS, top_k=v) for v in (0, -1, 2.5, "x", True)},
     **{f"top_p {v}": lambda m, v=v: m.generate(IDS, top_p=v) for v in (0, 1.5, -1, float("nan"), "x")},
-    **{f"max_new_tokens {v}": lambda m, v=v: m.generate(IDS, max_new_tokens=v) for v in (-1, 2.5, "x", None)},
+    **{f"max_new_tokens {v}": lambda m, v=v: m.generate(IDS, max_new_tokens=v) for v in (-1, 2.5, "x", None, True)},
     **{f"prompt {i}": lambda m, v=v: m.generate(v) for i, v in enumerate((None, "x", [[1]], IDS[0]))},
 }  # fmt: skip
 

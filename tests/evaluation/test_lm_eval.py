@@ -108,10 +108,13 @@ def test_rolling_is_our_own_evaluation_whatever_the_piece(folder, monkeypatch):
     assert TitansLM(str(folder / "model"), device="cpu").nats("") == 0
 
 
-def test_a_long_request_reaches_the_model_whole(folder):
+@pytest.mark.parametrize("door", ["hf", "titans"])
+def test_a_long_request_reaches_the_model_whole(folder, door):
+    from lm_eval.models.huggingface import HFLM
+
     from titans.evaluation.lm_eval import TitansLM
 
-    model, lengths = TitansLM(str(folder / "model"), device="cpu"), []
+    model, lengths = (HFLM if door == "hf" else TitansLM)(str(folder / "model"), device="cpu"), []
     model.model.model.register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
     (answer,) = model._loglikelihood_tokens([(("a", "b"), [1] * 16_000, [2] * 384)])
     assert lengths == [16_383] and answer[0] < 0

@@ -1,5 +1,8 @@
 """The cost of one block, scaled, is the cost of the model."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -45,6 +48,28 @@ def test_the_state_is_counted_where_it_is_fullest(variant, persistent):
     assert measure_cost(config).state_bytes == most
     short = TitansConfig(variant=variant, vocab_size=5, d_model=16, n_layers=1, chunk_size=4, n_persistent=3)
     assert 1 <= measure_cost(short, longest=4).tokens <= 4
+
+
+CHANGES = {  # of the table in docs/state.md, cell by cell
+    "8 layers": {"n_layers": 8}, "width 512 (and 8 heads)": {"d_model": 512, "mem_heads": 8},
+    "1 memory head": {"mem_heads": 1}, "8 memory heads": {"mem_heads": 8}, "a matrix memory (`mem_layers=1`)":
+    {"mem_layers": 1}, "512 hidden units": {"d_hidden": 512}, "no momentum": {"use_momentum": False},
+    "MAC, segments of 64": {"variant": "MAC", "segment_len": 64},
+    "MAC, segments of 512": {"variant": "MAC", "segment_len": 512},
+    "MAG, MAL, window 512": {"variant": "MAG", "window": 512}, "MAG, window 128": {"variant": "MAG", "window": 128},
+    "sliding window alone, 512": {"variant": "swa", "window": 512},
+}  # fmt: skip
+
+
+def test_the_page_on_states_tells_their_sizes():
+    page = (Path(__file__).parents[2] / "docs" / "state.md").read_text(encoding="utf-8")
+    base = {"variant": "LMM", "vocab_size": 256, "d_model": 256, "n_layers": 4, "chunk_size": 64}
+    assert f"{measure_cost(TitansConfig(**base)).state_bytes:,} bytes" in page
+    told = dict(re.findall(r"\| ([^|]+?) \| (\d+\.\d) (?=\|)", page))
+    assert told == {
+        name: f"{measure_cost(TitansConfig(**{**base, **change})).state_bytes / 1e6:.1f}"
+        for name, change in CHANGES.items()
+    }
 
 
 def test_it_leaves_the_random_state_alone():

@@ -155,6 +155,17 @@ def test_shapes_never_change_and_no_count_is_a_python_number():
 
 
 @torch.no_grad()
+def test_layers_are_not_made_until_asked_for():
+    model, x = small("MAC"), ids(2, 9)
+    state = model(x[:, :5]).state
+    for column in range(5, 8):
+        before = model(x[:, column : column + 1], state=state).state
+        state = model(x[:, column + 1 : column + 2], state=before).state
+        assert "layers" not in vars(before) and "layers" not in vars(state)
+    assert len(state.layers) == 2
+
+
+@torch.no_grad()
 def test_a_memory_that_diverges_ends_at_its_chunk():
     config = TitansConfig(variant="LMM", vocab_size=VOCAB, d_model=8, n_layers=1, chunk_size=4, n_persistent=0)
     model, x = build_model(config), ids(1, 8)

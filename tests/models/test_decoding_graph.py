@@ -47,6 +47,21 @@ def test_one_graph_serves_all_tokens(variant, rows):
     assert counter.frame_count == 1
 
 
+@torch.no_grad()
+def test_a_compiled_model_decodes_without_a_graph_per_token():
+    """It was compiled for its prompts; from a state on it computes as it is."""
+    model, x = small("MAC", n_layers=1).eval(), ids(1, TOKENS)
+    whole, state = model(x).logits, model(x[:, :READ]).state
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(model, backend=counter)
+    for column in range(READ, TOKENS):
+        out = compiled(x[:, column : column + 1], state=state)
+        state = out.state
+        assert_close(out.logits[:, 0], whole[:, column], f"column {column}")
+    assert counter.frame_count == 0
+
+
 @pytest.mark.parametrize("variant", others_slow(["MAC"]))
 def test_the_step_is_exported(variant):
     step, state, x, whole = begun(variant)
@@ -65,10 +80,11 @@ def test_a_call_is_exported(variant):
 
 @pytest.mark.parametrize("variant", others_slow(["LMM"]))
 def test_the_step_in_onnx(variant, tmp_path):
+    """Against the step itself, both in float32: its distance from float64 is no matter of the graph."""
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
-    step, state, x, whole = begun(variant)
-    step, state = step.float(), state.to(torch.float32)
+    step, state, x, _ = begun(variant)
+    step, state = step.float().eval(), state.to(torch.float32)
     with torch.no_grad():
         torch.onnx.export(step, (x[:, READ : READ + 1], state), tmp_path / "step.onnx", dynamo=True, verbose=False)
     session = runtime.InferenceSession(tmp_path / "step.onnx", providers=["CPUExecutionProvider"])
@@ -77,7 +93,9 @@ def test_the_step_in_onnx(variant, tmp_path):
     for column in range(READ, TOKENS):
         given = [x[:, column : column + 1].numpy(), *values]
         logits, *values = session.run(None, dict(zip(names, given, strict=True)))
-        assert_close(torch.from_numpy(logits[:, 0]), whole.logits[:, column].float(), f"column {column}")
+        with torch.no_grad():
+            expected, state = step(x[:, column : column + 1], state)
+        assert_close(torch.from_numpy(logits), expected, f"column {column}")
 
 
 def test_a_model_without_a_step_is_refused():

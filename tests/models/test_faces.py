@@ -8,9 +8,9 @@ import torch
 from helpers import assert_close
 from tiny import ALL, VOCAB, ids, small
 from titans import TitansConfig, TitansLMM, TitansMAC, TitansModel, build_model, load_model
-from titans.hf import TitansForCausalLM
+from titans.hf import TitansForCausalLM, TitansHFConfig
 from titans.layers.neural_memory import NeuralMemory
-from titans_miras import MACTransformer
+from titans_miras import MACTransformer, TransformerConfig
 
 
 def masked():
@@ -74,6 +74,24 @@ def test_outputs_by_place_as_those_of_transformers():
     assert loss is out[0] is out["loss"] and logits is out[1] and state is out.state
     assert out[:2] == (loss, logits) and list(out) == ["loss", "logits", "state"]
     assert model(x)[0].shape == (2, 21, VOCAB)
+
+
+def test_outputs_agree_over_the_faces():
+    """Ours and transformers' unpack into names, as a dictionary does; ``to_tuple`` gives the values. The drop-in gives
+    what its original gives, a tensor or a pair."""
+    x = ids()
+    adapter = TitansForCausalLM(TitansHFConfig(TitansConfig(vocab_size=VOCAB, d_model=8, n_layers=1, chunk_size=4)))
+    for model, last in ((adapter.model, "state"), (adapter, "past_key_values")):
+        out = model(x, labels=x)
+        first, second, third = out
+        assert (first, second, third) == tuple(out.keys()) == ("loss", "logits", last)
+        assert all(a is b is c for a, b, c in zip(out.to_tuple(), out[:], out.values(), strict=True))
+        assert out[0] is out.loss is out["loss"] and out[1] is out.logits and len(out) == 3
+        logits, _ = model(x).to_tuple()
+        assert logits.shape == (2, 21, VOCAB)
+    drop_in = MACTransformer(config=TransformerConfig(num_tokens=VOCAB, dim=8, depth=1, segment_len=4))
+    logits, state = drop_in(x, return_state=True)
+    assert torch.equal(logits, drop_in(x)) and state.seen == (21, 21)
 
 
 def test_losses_of_uneven_calls_add_up_to_that_of_one():

@@ -1,5 +1,6 @@
 """One folder format: what a run writes, every reader opens, with equal logits and the same tokenizer."""
 
+import functools
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import titans
 from helpers import assert_close
 from runs import quiet
+from titans.cli import main
 from titans.data import ByteTokenizer, HuggingFaceTokenizer, load_tokenizer
 from titans.hf import TitansForCausalLM
 from titans.models import TitansConfig, build_model, load_model
@@ -89,6 +91,52 @@ def test_a_process_that_does_not_know_titans_opens_it_with_trust_remote_code(fol
         "AutoModelForCausalLM": "modeling_titans.TitansForCausalLM",
     }
     assert_close(load_model(again)(IDS).logits, load_model(folders["model"])(IDS).logits)
+
+
+def test_the_commands_say_the_same_of_every_folder(folders, corpus, tmp_path, capsys):
+    said, measured = set(), []
+    for name, folder in folders.items():
+        words = ["--prompt", "the memory", "--max-new-tokens", "9", "--seed", "1"]
+        assert main(["generate", "--model", str(folder), *words]) == 0
+        said.add(capsys.readouterr().out)
+        words = ["--tasks", "ppl,niah_single_1", "--lengths", "384", "--samples", "2", "--device", "cpu"]
+        words += ["--text", str(corpus), "--output", str(tmp_path / name)]
+        assert main(["evaluate", "--model", str(folder), *words]) == 0
+        capsys.readouterr()
+        cells = json.loads((tmp_path / name / "results.json").read_text())["cells"]
+        measured.append([{key: value for key, value in cell.items() if "seconds" not in key} for cell in cells])
+    assert len(said) == 1 and len(said.pop()) > 1
+    assert all(cells == measured[0] for cells in measured) and measured[0][0]["score"] > 0
+
+
+@pytest.mark.parametrize("door", ["hf", "titans"])
+def test_lm_eval_answers_the_same_for_every_folder(folders, door, tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from titans.evaluation.lm_eval import TitansLM
+
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    save_tokenizer(ByteTokenizer(), tmp_path / "bytes")  # which models saved by hand have none of
+    told = {"device": "cpu", "tokenizer": str(tmp_path / "bytes"), "batch_size": 2}
+    kind = TitansLM if door == "titans" else functools.partial(HFLM, trust_remote_code=True)
+    tasks = {
+        "loglikelihood": [("the", " memory"), ("the", " longer helps")],
+        "loglikelihood_rolling": [("the memory reads what surprises it " * 9,)],
+        "generate_until": [("the memory", {"until": ["\n"], "max_gen_toks": 6, "do_sample": False})],
+    }
+    found = []
+    for folder in folders.values():
+        model = kind(str(folder), **told)
+        found.append(
+            [getattr(model, n)([Instance(n, {}, given, i) for i, given in enumerate(v)]) for n, v in tasks.items()]
+        )
+    choices, rolling, written = zip(*found, strict=True)
+    assert len({tuple(texts) for texts in written}) == 1 and len({tuple(c[1] for c in cs) for cs in choices}) == 1
+    for choice, document in zip(choices, rolling, strict=True):
+        assert [c[0] for c in choice] == pytest.approx([c[0] for c in choices[0]], rel=1e-5)
+        assert document == pytest.approx(rolling[0], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["model", "checkpoint"])

@@ -1,7 +1,6 @@
 """Titans models behind transformers' Auto classes. The only package that knows transformers' model classes.
 
-``titans.hf.register()`` makes the Auto classes find the folders that training, `TitansModel`, `TitansForCausalLM` and
-grafted models write; importing this package registers them.
+Importing it makes the Auto classes find the folders that training, our models and grafted ones write, see `register`.
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM

@@ -42,12 +42,10 @@ class TitansCache:
         self.state = None if self.state is None else self.state.select(beam_idx)
 
     batch_select_indices = reorder_cache
+    reset = __init__  # without arguments
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         self.state = None if self.state is None else self.state.fork(repeats)
-
-    def reset(self) -> None:
-        self.state, self.columns = None, 0
 
 
 @dataclass
@@ -60,10 +58,7 @@ class TitansHFOutput(ModelOutput):
     past_key_values: TitansCache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
-    @property
-    def state(self) -> ModelState | None:
-        """The `ModelState` after the last token; pass it back to go on from there."""
-        return None if self.past_key_values is None else self.past_key_values.state
+    state = property(lambda self: getattr(self.past_key_values, "state", None))  # after the last token, to go on from
 
 
 class Whole:
@@ -94,7 +89,7 @@ class Whole:
         def write(aside: Path) -> None:
             aside.mkdir()
             (aside / SHIM).write_text(self.shim, encoding="utf-8")
-            save(aside, **kwargs)
+            save(str(aside), **kwargs)
 
         if is_main_process and not kwargs.get("distributed_checkpoint"):
             save_folder(save_directory, write)
@@ -143,9 +138,11 @@ class TitansForCausalLM(Whole, PreTrainedModel, GenerationMixin):
         """
         if wrong := [n for n, value in others.items() if n not in UNUSED and value is not None and value is not False]:
             raise TypeError(f"{type(self).__name__} takes no {', '.join(wrong)}")
+        if state is not None and past_key_values is not None:
+            raise ValueError("give state or past_key_values, got both")
         cache = TitansCache(state) if past_key_values is None else past_key_values
-        if not isinstance(cache, TitansCache) or (state is not None and past_key_values is not None):
-            raise ValueError(f"give state or a TitansCache, not both, got past_key_values of {type(cache).__name__}")
+        if not isinstance(cache, TitansCache):
+            raise ValueError(f"past_key_values must be a TitansCache (no prefix tuning), got {type(cache).__name__}")
         columns = next((x.shape[1] for x in (input_ids, inputs_embeds) if x is not None), 0)
         if attention_mask is not None and attention_mask.dim() == 2:
             attention_mask = attention_mask[:, -columns:]
@@ -171,12 +168,9 @@ class TitansForCausalLM(Whole, PreTrainedModel, GenerationMixin):
             state: what has been read before, which stays as it is.
         """
         if not self.can_generate():
-            raise TypeError(
-                f"{type(self).__name__} has no head to generate with: AutoModelForCausalLM opens one that has"
-            )
-        if state is not None:
-            kwargs = {"past_key_values": TitansCache(state), **kwargs}
-        return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+            raise TypeError(f"{type(self).__name__} has no head to generate with: take AutoModelForCausalLM")
+        held = {} if state is None else {"past_key_values": TitansCache(state)}
+        return super().generate(inputs, *args, **{**held, **kwargs})  # type: ignore[misc]
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, inputs_embeds: Tensor | None = None, **kwargs) -> Any:
         length, places = kwargs.get("next_sequence_length"), kwargs.get("cache_position")  # either, by the release
@@ -186,6 +180,11 @@ class TitansForCausalLM(Whole, PreTrainedModel, GenerationMixin):
                 f"past_key_values, got {input_ids.shape[1]}; or give state= and what follows it"
             )
         return super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)  # type: ignore[misc]
+
+    def _prepare_cache_for_generation(self, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
+        if (kind := generation_config.cache_implementation) not in (None, "dynamic"):
+            raise ValueError(f"cache_implementation: the cache is the model's constant state, None, got {kind!r}")
+        return super()._prepare_cache_for_generation(generation_config, *args, **kwargs)  # type: ignore[misc]
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> Any:
         """Beams and several samples: as many rows of the caller's cache, which is left as it is."""
@@ -208,16 +207,13 @@ class TitansForCausalLM(Whole, PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: Any) -> None:
         self.model.head = new_embeddings
 
-    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """Recompute each block in the backward pass; how transformers would do it does not matter."""
+    def gradient_checkpointing_enable(self, *_: Any, **__: Any) -> None:  # by block; how they would, is no matter
         self.model.config.gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
         self.model.config.gradient_checkpointing = False
 
-    is_gradient_checkpointing = is_activation_checkpointing = property(  # type: ignore[assignment]
-        lambda self: self.model.config.gradient_checkpointing
-    )
+    is_gradient_checkpointing = is_activation_checkpointing = property(lambda m: m.model.config.gradient_checkpointing)  # type: ignore
 
 
 class TitansHFModel(TitansForCausalLM):

@@ -7,7 +7,7 @@ from transformers import PretrainedConfig
 
 from titans.models import TitansConfig
 from titans.models.config import MODEL_TYPE
-from titans.models.folder import DIGEST, header
+from titans.models.folder import header, undigested
 from titans.models.semantics import check_semantics
 
 LORA_TARGETS = ["q", "kv", "qkv", "out"]  # unless told: the projections of attention and memory
@@ -29,6 +29,7 @@ class TitansHFConfig(PretrainedConfig):
     max_position_embeddings = 2**30  # no tool shall cut a text; ``max_seq_len`` is the length of training windows
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012  the Trainer gathers tensors only
     attribute_map = dict(hidden_size="d_model", num_hidden_layers="n_layers", tie_word_embeddings="tie_embeddings")  # noqa
+    num_attention_heads = property(lambda self: self.core().attention_heads)
     # A folder's own file leads to the class: no code is copied there.
     register_for_auto_class = classmethod(lambda cls, auto_class=None: None)  # type: ignore[assignment]
 
@@ -37,14 +38,9 @@ class TitansHFConfig(PretrainedConfig):
         kwargs.setdefault("n_heads", kwargs.pop("num_attention_heads", None))
         given = {name: kwargs.pop(name) for name in TitansConfig.model_fields if name in kwargs}
         core = titans if isinstance(titans, TitansConfig) else TitansConfig(**{**given, **(titans or {})})
-        for name, value in core.to_dict().items():
-            setattr(self, name, value)
+        vars(self).update(core.to_dict())
         kwargs.pop("max_position_embeddings", None)
         super().__init__(**{**kwargs, **header()})
-
-    @property
-    def num_attention_heads(self) -> int:
-        return self.core().attention_heads
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, and those that tools look for. PEFT asks right before it looks up what LoRA adapts."""
@@ -56,8 +52,7 @@ class TitansHFConfig(PretrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """What ``from_pretrained`` reads a config.json with; a ValueError where it was made for other semantics."""
         check_semantics(config_dict.get("semantics"), "config.json")
-        told = {name: value for name, value in config_dict.items() if name != DIGEST}  # of that folder, of no other
-        return super().from_dict({**told, **TitansConfig.from_dict(config_dict).to_dict()}, **kwargs)
+        return super().from_dict({**undigested(config_dict), **TitansConfig.from_dict(config_dict).to_dict()}, **kwargs)
 
     def core(self) -> TitansConfig:
         """The `TitansConfig` the model is built from."""

@@ -19,7 +19,7 @@ from titans.files import write_whole
 from titans.hf.adapter import Whole
 from titans.layers.neural_memory import NeuralMemoryState
 from titans.models import TitansConfig
-from titans.models.folder import DIGEST, SHIM
+from titans.models.folder import SHIM, undigested
 from titans.models.graft import Graft, grafts
 from titans.models.semantics import SEMANTICS, check_semantics
 
@@ -28,7 +28,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), ("model", "layers")),
     "gpt2": ("transformer", "h"),
 }
-NAME, FIELD, WEIGHTS = "titans_memory", "titans_graft", "titans_graft.safetensors"
+NAME, FIELD, STORE, WEIGHTS = "titans_memory", "titans_graft", "titans_store_mask", "titans_graft.safetensors"
 
 
 def _moved(name: str, change: Callable[..., NeuralMemoryState]) -> Any:
@@ -71,6 +71,10 @@ class Grafted(Whole):
         super().__init__(config)  # type: ignore[call-arg]
         _plant(self, getattr(config, FIELD))  # type: ignore[arg-type]
 
+    def __call__(self: Any, *args: Any, store_mask: Tensor | None = None, **kwargs: Any) -> Any:
+        vars(getattr(self, FAMILIES[self.config.model_type][0]))[STORE] = store_mask  # which GPT-2's forward may lose
+        return super().__call__(*args, **kwargs)  # type: ignore[misc]
+
 
 class GraftedConfig:
     """What its configuration becomes: saved under a ``model_type`` of its own, lest a folder pass for the decoder's."""
@@ -87,8 +91,7 @@ class GraftConfig(PretrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         family = config_dict[FIELD]["family"]
-        told = {name: value for name, value in config_dict.items() if name != DIGEST}  # of that folder, of no other
-        return _kind(family).from_dict({**told, "model_type": family}, **kwargs)
+        return _kind(family).from_dict({**undigested(config_dict), "model_type": family}, **kwargs)
 
 
 def graft(
@@ -172,7 +175,8 @@ def _plant(model: PreTrainedModel, told: dict[str, Any]) -> None:
 def _note(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """Tell the memories where the call has padding, and by ``store_mask``, which only they know, what not to write."""
     read = next(x for x in (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None)
-    masks = {"mask": kwargs.get("attention_mask"), "store_mask": kwargs.pop("store_mask", None)}
+    store = kwargs.pop("store_mask", vars(decoder).pop(STORE, None))
+    masks = {"mask": kwargs.get("attention_mask"), "store_mask": store}
     for name, mask in masks.items():
         if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
             raise ValueError(f"attention_{name} must be [B, T] for a model with memories (no static cache)")

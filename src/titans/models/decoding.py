@@ -5,9 +5,11 @@ Legend: B rows, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,9 @@ from titans.state import State
 if TYPE_CHECKING:
     from titans.models.language_model import TitansModel
     from titans.models.state import ModelState
+
+
+Call = TypeVar("Call", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,20 @@ class DecodingStep(nn.Module):
         place = Place(state.read, active, input_ids.device)
         hidden, after = step(self.model, self.model.embedding(input_ids), state, place)
         return self.model.head(hidden), after
+
+
+def eager_from_a_state(forward: Call) -> Call:
+    """Under ``torch.compile`` a call from a state, without gradients, runs as it is: what was read before decides its
+    shapes, so each would be a graph of its own. `DecodingStep` is one for all tokens."""
+    eager = torch.compiler.disable(forward)
+
+    @wraps(forward)
+    def call(self: Any, *args: Any, **given: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling() and given.get("state") is not None and not torch.is_grad_enabled():
+            return eager(self, *args, **given)
+        return forward(self, *args, **given)
+
+    return cast(Call, call)
 
 
 def _check(model: TitansModel) -> None:

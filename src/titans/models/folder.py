@@ -118,6 +118,11 @@ def _settings(told: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
+def undigested(told: dict[str, Any]) -> dict[str, Any]:
+    """What a ``config.json`` says but for the digest, which is true of its own folder alone."""
+    return {name: value for name, value in told.items() if name != DIGEST}
+
+
 def check_digest(folder: str | Path) -> None:
     """Compare a folder with what was written; older ones do not say.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -103,10 +103,12 @@ class _Sampling:
     def __post_init__(self) -> None:
         if not isinstance(self.temperature, int | float) or not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature must be a finite number of at least 0, got {self.temperature!r}")
-        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
+        if self.top_k is not None and (not _whole(self.top_k) or self.top_k < 1):
             raise ValueError(f"top_k must be an integer of at least 1, got {self.top_k!r}")
         if self.top_p is not None and (not isinstance(self.top_p, int | float) or not 0 < self.top_p <= 1):
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p!r}")
+        if not isinstance(self.generator, torch.Generator | None):
+            raise ValueError(f"generator must be a torch.Generator, got {self.generator!r}")
 
 
 class _Steps:
@@ -141,7 +143,7 @@ class _Steps:
         self.state: ModelState = out.state
 
     def take(self, count: int) -> Iterator[Tensor]:
-        if not isinstance(count, int) or count < 0:
+        if not _whole(count) or count < 0:
             raise ValueError(f"max_new_tokens must be an integer of at least 0, got {count!r}")
         running = torch.ones(self.logits.shape[0], dtype=torch.bool, device=self.logits.device)
         for step in range(count):
@@ -159,6 +161,11 @@ class _Steps:
                 self.logits, self.state = out.logits[:, -1], out.state
 
 
+def _whole(value: Any) -> bool:
+    """Is it an integer? Python counts True among them."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _ends(eos_token_id: int | Sequence[int] | None, vocab_size: int, device: torch.device) -> Tensor | None:
     """The tokens that end a row, int64 [n], n ≥ 1."""
     if eos_token_id is None:
@@ -169,7 +176,7 @@ def _ends(eos_token_id: int | Sequence[int] | None, vocab_size: int, device: tor
     if not ends:
         raise ValueError("eos_token_id must hold at least one id, got none")
     for end in ends:
-        if not isinstance(end, int) or not 0 <= end < vocab_size:
+        if not _whole(end) or not 0 <= end < vocab_size:
             raise ValueError(f"eos_token_id must lie in 0..{vocab_size - 1}, got {end!r}")
     return torch.tensor(ends, device=device)
 

@@ -24,7 +24,7 @@ from titans.layers.neural_memory import NeuralMemory
 from titans.miras.choice import BY_NAME
 from titans.models.blocks import Block
 from titans.models.config import FREE, TitansConfig
-from titans.models.decoding import Buffers, begin_steps, step, unstepped
+from titans.models.decoding import Buffers, begin_steps, eager_from_a_state, step, unstepped
 from titans.models.generation import GenerationMixin
 from titans.models.memorize import MemorizeMixin
 from titans.models.state import ModelState, Origin, hash_weights
@@ -117,6 +117,7 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
             self.head.weight = self.embedding.weight  # here, since ``to_empty`` gives each a parameter of its own
         nn.init.normal_(self.embedding.weight, std=self.config.d_model**-0.5)
 
+    @eager_from_a_state
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -362,7 +363,7 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
             raise ValueError(f"state must be a ModelState, got {type(state).__name__}")
         if state.origin.fingerprint != self.fingerprint:
             raise ValueError("state was made by a model of another configuration")
-        if len(state.layers) != len(self.blocks):
+        if "layers" in vars(state) and len(state.layers) != len(self.blocks):  # buffers make them when asked to
             raise ValueError(f"state has {len(state.layers)} layers, the model {len(self.blocks)}")
         if rows is not None and state.rows != rows:
             raise ValueError(f"state has {state.rows} rows, input_ids has {rows}")
