@@ -42,7 +42,7 @@ REFUSED = {
     ),
     "quantized": (
         lambda m, ids: m.generate(ids, cache_implementation="quantized", **GREEDY),
-        "cache_implementation must be",
+        "cache_implementation: ",
     ),
     "assisted": (lambda m, ids: m.generate(ids, assistant_model=m), "not supported with stateful models"),
     "lookup": (lambda m, ids: m.generate(ids, prompt_lookup_num_tokens=2), "not supported with stateful models"),

@@ -118,8 +118,7 @@ def test_lm_eval_answers_the_same_for_every_folder(folders, door, tmp_path, monk
     from titans.evaluation.lm_eval import TitansLM
 
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    save_tokenizer(ByteTokenizer(), tmp_path / "bytes")  # which models saved by hand have none of
-    told = {"device": "cpu", "tokenizer": str(tmp_path / "bytes"), "batch_size": 2}
+    told = {"device": "cpu", "batch_size": 2}
     kind = TitansLM if door == "titans" else functools.partial(HFLM, trust_remote_code=True)
     tasks = {
         "loglikelihood": [("the", " memory"), ("the", " longer helps")],
@@ -139,8 +138,8 @@ def test_lm_eval_answers_the_same_for_every_folder(folders, door, tmp_path, monk
         assert document == pytest.approx(rolling[0], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["model", "checkpoint"])
-def test_auto_tokenizer_opens_what_a_run_of_bytes_leaves(folders, name):
+@pytest.mark.parametrize("name", ["model", "checkpoint", "core", "adapter"])
+def test_auto_tokenizer_opens_every_folder_of_bytes(folders, name):
     tokenizer = AutoTokenizer.from_pretrained(folders[name])
     assert tokenizer(TEXT)["input_ids"] == ByteTokenizer().encode(TEXT)
     assert tokenizer.decode(ByteTokenizer().encode(TEXT)) == TEXT
@@ -149,7 +148,20 @@ def test_auto_tokenizer_opens_what_a_run_of_bytes_leaves(folders, name):
     batch = tokenizer(["abc", "d"], padding=True)
     assert batch["input_ids"][1] == [0, 0, ord("d")] and batch["attention_mask"][1] == [0, 0, 1]
     assert isinstance(load_saved_tokenizer(folders[name]), ByteTokenizer)
-    assert TitansForCausalLM.from_pretrained(folders[name]).generation_config.eos_token_id in (0, [0])
+    if name in ("model", "checkpoint"):
+        assert TitansForCausalLM.from_pretrained(folders[name]).generation_config.eos_token_id in (0, [0])
+
+
+def test_a_folder_keeps_the_tokenizer_that_lies_in_it(tmp_path):
+    """And a model of other than 256 ids gets none: nobody knows what its ids are."""
+    save_tokenizer(ByteTokenizer(), tmp_path / "own")
+    told = tmp_path / "own" / "tokenizer_config.json"
+    told.write_text(told.read_text().replace('"left"', '"right"'))
+    fields = {"d_model": 16, "n_layers": 1, "chunk_size": 8}
+    build_model(TitansConfig(vocab_size=256, **fields)).save_pretrained(tmp_path / "own")
+    assert AutoTokenizer.from_pretrained(tmp_path / "own").padding_side == "right"
+    build_model(TitansConfig(vocab_size=300, **fields)).save_pretrained(tmp_path / "other")
+    assert not list((tmp_path / "other").glob("tokenizer*"))
 
 
 def test_auto_tokenizer_opens_what_a_run_of_pieces_leaves(tmp_path):

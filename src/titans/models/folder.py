@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from titans.files import hash_file, naming, open_to_umask, write_whole
+from titans.models import byte_tokenizer
 from titans.models.config import FREE, MODEL_TYPE, TitansConfig, each_key_once
 from titans.models.semantics import SEMANTICS, check_semantics
 
@@ -83,6 +84,7 @@ def save_folder(folder: str | Path, write: Callable[[Path], object]) -> None:
 
     def write_signed(new: Path) -> None:
         write(new)
+        _add_tokenizer(new, folder)
         _sign(new)
 
     if not folder.is_dir():
@@ -99,6 +101,17 @@ def save_folder(folder: str | Path, write: Callable[[Path], object]) -> None:
                 (folder / name).unlink()
         for name in names:
             os.replace(new / name, folder / name)
+
+
+def _add_tokenizer(new: Path, folder: Path) -> None:
+    """Of a model of 256 ids that comes without a tokenizer the tokens are bytes, as for all who read our folders."""
+    names = (byte_tokenizer.TOKENIZER, byte_tokenizer.SETTINGS)
+    if not (new / CONFIG).is_file() or any((place / name).exists() for place in (new, folder) for name in names):
+        return
+    told = _told(new)
+    if told.get("model_type") == MODEL_TYPE and told.get("vocab_size") == byte_tokenizer.VOCABULARY:
+        for name, text in byte_tokenizer.files().items():
+            (new / name).write_text(text, encoding="utf-8")
 
 
 def _sign(folder: Path) -> None:

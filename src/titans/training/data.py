@@ -21,13 +21,12 @@ from titans.data import (
     load_tokenizer,
 )
 from titans.evaluation import TaskRows
+from titans.models import byte_tokenizer
+from titans.models.byte_tokenizer import BYTES, SETTINGS, TOKENIZER
 from titans.training.config import ConfigError, TrainConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-TOKENIZER = "tokenizer.json"
-BYTES = "titans_bytes"  # in tokenizer_config.json: the ids are byte values, which `ByteTokenizer` makes much faster
 
 
 @dataclass(frozen=True)
@@ -160,21 +159,16 @@ def save_tokenizer(tokenizer: Tokenizer, model_dir: str | Path) -> None:
 def auto_tokenizer(tokenizer: Tokenizer) -> "PreTrainedTokenizerFast":
     """The same tokenizer as transformers has it: end, begin and padding are the separator, which no text can spell."""
     from tokenizers import Tokenizer as Backend
-    from tokenizers import decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    if isinstance(tokenizer, HuggingFaceTokenizer):
-        with TemporaryDirectory() as folder:
-            tokenizer.save(folder)
-            backend = Backend.from_file(str(Path(folder) / "tokenizer.json"))
-        end, settings = backend.id_to_token(tokenizer.separator_id), {}
-    else:
-        letters = bytes_to_unicode()  # the letter that stands for each byte in a tokenizer.json
-        backend = Backend(models.BPE(vocab={letters[byte]: byte for byte in range(256)}, merges=[]))
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # type: ignore[assignment]
-        backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-        end, settings = letters[tokenizer.separator_id], {BYTES: True}
+    with TemporaryDirectory() as folder:
+        if not isinstance(tokenizer, HuggingFaceTokenizer):
+            for name, text in byte_tokenizer.files().items():
+                (Path(folder) / name).write_text(text, encoding="utf-8")
+            return PreTrainedTokenizerFast.from_pretrained(folder)
+        tokenizer.save(folder)
+        backend = Backend.from_file(str(Path(folder) / TOKENIZER))
+    end = backend.id_to_token(tokenizer.separator_id)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=end,
@@ -184,7 +178,6 @@ def auto_tokenizer(tokenizer: Tokenizer) -> "PreTrainedTokenizerFast":
         split_special_tokens=True,
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
-        **settings,
     )
 
 
@@ -195,7 +188,7 @@ def load_saved_tokenizer(model_dir: str | Path) -> Tokenizer:
         ValueError: the folder's tokenizer is not readable.
     """
     folder = Path(model_dir)
-    settings, older = folder / "tokenizer_config.json", folder / "tokenizer"  # the latter of runs of some time ago
+    settings, older = folder / SETTINGS, folder / "tokenizer"  # the latter of runs of some time ago
     if not settings.exists() and not (folder / TOKENIZER).exists():
         return load_tokenizer(older) if older.exists() else ByteTokenizer()
     try:
