@@ -8,7 +8,7 @@ help:
 	@echo "make venv   create .venv and install the package with its development tools"
 	@echo "make test   ruff, pyright and the quick tests"
 	@echo "make slow   the tests that take minutes"
-	@echo "make demo   train a small MAC model on Python's own source files, about five minutes"
+	@echo "make demo   train a small MAG model on Python's own source files, about three minutes"
 	@echo "make clean  remove .venv and every cache"
 
 venv: $(STAMP)

@@ -1,4 +1,4 @@
-"""``make demo``: train a small MAC on Python's own source files and show what its memory is worth."""
+"""``make demo``: train a small MAG on Python's own source files and show what its memory is worth."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from titans.training.run import train
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 ROWS, BATCH = 128, 16
-PROMPT = "def read_lines(path):\n    "
+PROMPT = "class Memory:\n    def __init__(self, "
 
 
 def main() -> int:
@@ -30,7 +30,7 @@ def main() -> int:
     folder = Path(config.training.output_dir)
     if folder.exists():
         shutil.rmtree(folder)
-    print(f"Training a {config.model.variant} on the standard library's source files, about five minutes.", flush=True)
+    print(f"Training a {config.model.variant} on the standard library's source files, about three minutes.", flush=True)
     started = time.monotonic()
     result = train(config)
     if result.model_dir is None:
