@@ -30,11 +30,12 @@ def test_there_is_one_for_every_variant():
 def test_it_trains_for_two_steps(path, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("def memorise(surprise): return surprise\n" * 200)
+    length = 450 if TrainConfig.load(path).data.tasks else 66  # a question takes some room
     config = TrainConfig.load(
         path,
         [
             "training.steps=2", "training.batch_size=1", "training.gradient_accumulation=1", "training.eval_tokens=1",
-            "training.device=cpu", "training.threads=1", "data.length=66", f"data.source={text}",
+            "training.device=cpu", "training.threads=1", f"data.length={length}", f"data.source={text}",
             "data.tokenizer=bytes", f"training.output_dir={tmp_path / 'run'}",
         ],
     )  # fmt: skip

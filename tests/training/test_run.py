@@ -288,7 +288,7 @@ def test_a_run_on_tasks_learns_their_answers(make_config):
         ("data.tasks={niah_single_1: 0}", "data.tasks.niah_single_1"),
         ("data.tasks={}", "data.tasks"),
         ("data.questions=0", "data.questions"),
-        ("data.tasks={niah_single_1: 1}", "24 tokens are too few, a sample takes about"),
+        ("data.tasks={niah_single_1: 1}", "data.length: 24 tokens are too few, a sample takes about"),
     ],
 )
 def test_tasks_that_cannot_be_trained_on_are_one_line(make_config, change, message):

@@ -21,6 +21,7 @@ from titans.data import (
     load_tokenizer,
 )
 from titans.evaluation import TaskRows
+from titans.evaluation.task import NotMeasurable
 from titans.models import byte_tokenizer
 from titans.models.byte_tokenizer import BYTES, SETTINGS, TOKENIZER
 from titans.training.config import ConfigError, TrainConfig
@@ -80,6 +81,8 @@ def load_data(config: TrainConfig) -> RunData:
         windows = evaluation_windows(held_out, section.length, config.eval_windows)
     except ConfigError:
         raise
+    except NotMeasurable as error:
+        raise ConfigError(f"data.length: {error}") from error
     except OSError as error:
         told = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         raise ConfigError(f"data.{told}" if told.startswith(("source", "tokenizer")) else f"data: {told}") from error
