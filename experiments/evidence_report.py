@@ -1,31 +1,35 @@
 """The table and the picture of docs/results/evidence.md, from the rows in docs/results/raw/evidence.
 
 ``python -m experiments.evidence_report --picture docs/images/evidence.png``: medians over the seeds of each row (lowest
-and highest in brackets); shares are taken seed by seed, from the window and the Transformer of the same seed.
+to highest); shares are taken seed by seed, from the window and the Transformer of the same seed.
 """
 
 import argparse
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from experiments.evidence import EXPERIMENT
+from experiments.framework import Column, Report
 from titans.evaluation.plots import plot_loss_by_position
 
 RAW = Path("docs/results/raw/evidence")
 LOW, HIGH = "window", "transformer"
 SHOWN = {"window": "window of 64", "transformer": "full Transformer", "mag-m256": "MAG"}
 COLUMNS = {
-    "on": "second half",
-    "share": "share",
-    "reset": "memory reset every 64",
-    "off": "never written",
-    "long_continuous": "16 lengths, continuous",
-    "long_sliding": "16 lengths, sliding",
+    "on": Column("second half"),
+    "share": Column("share", ".2f"),
+    "reset": Column("memory reset every 64", "+.3f"),
+    "off": Column("never written", "+.3f"),
+    "long_continuous": Column("16 lengths, continuous"),
+    "long_sliding": Column("16 lengths, sliding"),
+    "state": Column("state, kB", ",.0f"),
 }
 
 
@@ -35,49 +39,34 @@ def main() -> int:
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     rows = read(options.folder)
-    print("\n".join(table(rows)))
+    print(Report(replace(EXPERIMENT, columns=COLUMNS), "small", tuple(records(rows))).table)
     if options.picture:
         draw(rows, options.picture)
     return 0
 
 
 def read(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
-    """Records by row, as their files are named, and seed."""
-    rows: dict[str, dict[int, dict[str, Any]]] = {}
+    """Units' records by row, as their files are named, and seed; the best second half last."""
+    rows: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     for path in sorted(folder.glob("*-seed*.json")):
         record = json.loads(path.read_text())
-        rows.setdefault(path.stem.rpartition("-seed")[0], {})[record["seed"]] = record
-    return rows
+        rows[path.stem.rpartition("-seed")[0]][record["seed"]] = record
+    middle = {name: statistics.median(x["figures"]["on"] for x in rows[name].values()) for name in rows}
+    return {name: rows[name] for name in sorted(rows, key=lambda name: -middle[name])}
 
 
-def figures(rows: dict[str, dict[int, dict[str, Any]]], name: str, column: str) -> list[float]:
-    """One figure of a row for each of its seeds, those left out that have none."""
+def records(rows: dict[str, dict[int, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What a `Report` takes: of every unit the figures shown, its share and its state among them."""
     found = []
-    for seed, record in rows[name].items():
-        ends = [rows[end][seed]["figures"]["on"] for end in (LOW, HIGH) if seed in rows[end]]
-        if column != "share":
-            found.append(record["figures"].get(column))
-        elif len(ends) == 2:
-            found.append((ends[0] - record["figures"]["on"]) / (ends[0] - ends[1]))
-    return [x for x in found if x is not None]
-
-
-def shown(values: Sequence[float], column: str) -> str:
-    form = {"share": ".2f", "reset": "+.3f", "off": "+.3f"}.get(column, ".3f")
-    if not values:
-        return ""
-    middle = f"{statistics.median(values):{form}}"
-    return middle if len(values) == 1 else f"{middle} ({min(values):{form}} … {max(values):{form}})"
-
-
-def table(rows: dict[str, dict[int, dict[str, Any]]]) -> list[str]:
-    """Markdown, a line a row, the best second half last."""
-    lines = [f"| row | seeds | {' | '.join(COLUMNS.values())} | state, kB |", "|---|" + "---:|" * (len(COLUMNS) + 2)]
-    for name in sorted(rows, key=lambda name: -statistics.median(figures(rows, name, "on"))):
-        cells = [shown(figures(rows, name, column), column) for column in COLUMNS]
-        kilobytes = statistics.median(record["raw"]["state_bytes"] for record in rows[name].values()) / 1000
-        lines.append(f"| {name} | {len(rows[name])} | {' | '.join(cells)} | {kilobytes:,.0f} |")
-    return lines
+    for name, seeds in rows.items():
+        for seed, record in seeds.items():
+            figures = {kind: value for kind, value in record["figures"].items() if kind in COLUMNS}
+            figures["state"] = record["raw"]["state_bytes"] / 1000
+            if seed in rows[LOW] and seed in rows[HIGH]:
+                low, high = (rows[end][seed]["figures"]["on"] for end in (LOW, HIGH))
+                figures["share"] = (low - figures["on"]) / (low - high)
+            found.append({"arm": f"{name} ({len(seeds)})", "seed": seed, "figures": figures})
+    return found
 
 
 def draw(rows: dict[str, dict[int, dict[str, Any]]], path: Path) -> None:

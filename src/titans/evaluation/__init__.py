@@ -12,9 +12,9 @@ __all__ = [
     "EvaluationError",
     "FromMemory",
     "MemoryMode",
+    "TaskRows",
     "ask_questions",
     "evaluate",
     "nats_by_position",
-    "TaskRows",
     "training_batch",
 ]

@@ -20,6 +20,7 @@ from titans.evaluation.reading import answer
 from titans.evaluation.task import IGNORED, NotMeasurable, Record, depth_of, mean_score
 
 DRAWS = 50
+Part = tuple[list[int], bool]  # token ids, and whether they are an answer
 
 
 @dataclass(frozen=True)
@@ -98,20 +99,21 @@ class TextTask(ABC):
         Raises:
             NotMeasurable: nothing fits.
         """
-        draft, ids = self._fitting(tokenizer, length, lambda: (self.draft(random, depth), 0))
+        draft, ids, _ = self._fitting(tokenizer, length, lambda: (self.draft(random, depth), []))
         return TextSample(ids, draft.answer, draft.question, depth if self.has_depth else None)
 
     def _fitting(
-        self, tokenizer: Tokenizer, length: int, draw: Callable[[], tuple[Draft, int]]
-    ) -> tuple[Draft, np.ndarray]:
-        """The first draft whose prompt leaves so many of ``length`` tokens free, and that prompt."""
+        self, tokenizer: Tokenizer, length: int, draw: Callable[[], tuple[Draft, list[Part]]]
+    ) -> tuple[Draft, np.ndarray, list[Part]]:
+        """The first draft that fits into ``length`` tokens with what goes around its prompt, the prompt, and that."""
         least = None
         for _ in range(DRAWS):
-            draft, free = draw()
-            ids = fit(draft, tokenizer, length - free)
+            draft, around = draw()
+            taken = sum(len(part) for part, _ in around)
+            ids = fit(draft, tokenizer, length - taken)
             if isinstance(ids, np.ndarray):
-                return draft, ids
-            least = min(ids + free, least or ids + free)
+                return draft, ids, around
+            least = min(ids + taken, least or ids + taken)
         raise NotMeasurable(f"{length} tokens are too few, a sample takes about {least}")
 
     def samples(
@@ -161,20 +163,20 @@ class TextTask(ABC):
         """As `titans.evaluation.task.Task`: a prompt, its answer, and further questions, each with its answer."""
         first = [tokenizer.separator_id] * random.randrange(2)  # a text that is memorized begins with it
 
-        def draw() -> tuple[Draft, int]:
+        def draw() -> tuple[Draft, list[Part]]:
             draft = self.draft(random, random.random(), random.randint(1, questions))
-            return draft, len(first) + sum(len(ids) for ids, _ in self._said(draft, tokenizer))
+            return draft, [(first, False), *self._said(draft, tokenizer)]
 
-        draft, prompt = self._fitting(tokenizer, length, draw)
-        parts = [(first, False), (prompt.tolist(), False), *self._said(draft, tokenizer)]
+        _, prompt, (begun, *said_after) = self._fitting(tokenizer, length, draw)
+        parts = [begun, (prompt.tolist(), False), *said_after]
         ids = torch.tensor([token for part, _ in parts for token in part])
         said = torch.tensor([asked or dense for part, asked in parts for _ in part])
         rest = (0, length - len(ids))
         labels = F.pad(ids.masked_fill(~said, IGNORED), rest, value=IGNORED)
         return F.pad(ids, rest, value=tokenizer.separator_id), labels
 
-    def _said(self, draft: Draft, tokenizer: Tokenizer) -> list[tuple[list[int], bool]]:
-        """What follows a draft's prompt: token ids, and whether they are an answer."""
+    def _said(self, draft: Draft, tokenizer: Tokenizer) -> list[Part]:
+        """What follows a draft's prompt."""
         found = [(self.answer_ids(tokenizer, draft.answer), True)]
         for question, said in draft.further:
             found += [(tokenizer.encode(question), False), (self.answer_ids(tokenizer, said), True)]
