@@ -160,6 +160,9 @@ def test_a_folder_keeps_the_tokenizer_that_lies_in_it(tmp_path):
     fields = {"d_model": 16, "n_layers": 1, "chunk_size": 8}
     build_model(TitansConfig(vocab_size=256, **fields)).save_pretrained(tmp_path / "own")
     assert AutoTokenizer.from_pretrained(tmp_path / "own").padding_side == "right"
+    (tmp_path / "older" / "tokenizer").mkdir(parents=True)
+    build_model(TitansConfig(vocab_size=256, **fields)).save_pretrained(tmp_path / "older")
+    assert [path.name for path in (tmp_path / "older").glob("tokenizer*")] == ["tokenizer"]
     build_model(TitansConfig(vocab_size=300, **fields)).save_pretrained(tmp_path / "other")
     assert not list((tmp_path / "other").glob("tokenizer*"))
 

@@ -4,6 +4,7 @@ import json
 
 VOCABULARY = 256
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+OLDER = "tokenizer"  # the folder that runs of some time ago left it in
 BYTES = "titans_bytes"  # in the settings: the ids are byte values, which `titans.data.ByteTokenizer` makes much faster
 
 

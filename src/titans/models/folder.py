@@ -105,7 +105,7 @@ def save_folder(folder: str | Path, write: Callable[[Path], object]) -> None:
 
 def _add_tokenizer(new: Path, folder: Path) -> None:
     """Of a model of 256 ids that comes without a tokenizer the tokens are bytes, as for all who read our folders."""
-    names = (byte_tokenizer.TOKENIZER, byte_tokenizer.SETTINGS)
+    names = (byte_tokenizer.TOKENIZER, byte_tokenizer.SETTINGS, byte_tokenizer.OLDER)
     if not (new / CONFIG).is_file() or any((place / name).exists() for place in (new, folder) for name in names):
         return
     told = _told(new)

@@ -23,7 +23,7 @@ from titans.data import (
 from titans.evaluation import TaskRows
 from titans.evaluation.task import NotMeasurable
 from titans.models import byte_tokenizer
-from titans.models.byte_tokenizer import BYTES, SETTINGS, TOKENIZER
+from titans.models.byte_tokenizer import BYTES, OLDER, SETTINGS, TOKENIZER
 from titans.training.config import ConfigError, TrainConfig
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def load_saved_tokenizer(model_dir: str | Path) -> Tokenizer:
         ValueError: the folder's tokenizer is not readable.
     """
     folder = Path(model_dir)
-    settings, older = folder / SETTINGS, folder / "tokenizer"  # the latter of runs of some time ago
+    settings, older = folder / SETTINGS, folder / OLDER
     if not settings.exists() and not (folder / TOKENIZER).exists():
         return load_tokenizer(older) if older.exists() else ByteTokenizer()
     try:
