@@ -40,3 +40,15 @@ def tensors(state):
     found = []
     state.map(lambda x: found.append(x) or x)
     return found
+
+
+OF_BYTES = {"vocab_size": 256, "d_model": 16, "n_layers": 1, "chunk_size": 16, "n_persistent": 2}
+LINE = "the quick brown fox jumps over the lazy dog\n"
+
+
+def model_and_text(folder):
+    """``model``, of bytes, and ``text.txt`` in a folder, which is returned."""
+    torch.manual_seed(0)
+    build_model(TitansConfig(**OF_BYTES)).save_pretrained(folder / "model")
+    (folder / "text.txt").write_text(LINE * 9)
+    return folder

@@ -8,21 +8,17 @@ import sys
 import pytest
 import torch
 
+from tiny import model_and_text
 from titans.cli import main
 from titans.cli.ask import Session
 from titans.data import ByteTokenizer
-from titans.models import MemoryFile, TitansConfig, build_model, load_memory, load_model
-
-FIELDS = {"vocab_size": 256, "d_model": 16, "n_layers": 1, "chunk_size": 16, "n_persistent": 2}
+from titans.models import MemoryFile, load_memory, load_model
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A model, a text and its memory."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("memory")
-    build_model(TitansConfig(**FIELDS)).save_pretrained(folder / "model")
-    (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 9)
+    folder = model_and_text(tmp_path_factory.mktemp("memory"))
     words = ["memorize", "--model", folder / "model", "--input", folder / "text.txt", "--output", folder / "memory"]
     assert main([str(word) for word in words]) == 0
     return folder

@@ -9,24 +9,20 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
+from tiny import LINE, OF_BYTES, model_and_text
 from titans.cli import main
 from titans.cli.errors import say
-from titans.models import MemoryFile, TitansConfig, build_model
+from titans.models import MemoryFile
 
 SOURCE = Path(__file__).parents[2] / "src"
-FIELDS = {"vocab_size": 256, "d_model": 16, "n_layers": 1, "chunk_size": 16, "n_persistent": 2}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A model and two texts."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("signals")
-    build_model(TitansConfig(**FIELDS)).save_pretrained(folder / "model")
-    (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 9)
-    (folder / "long.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 99)
+    folder = model_and_text(tmp_path_factory.mktemp("signals"))
+    (folder / "long.txt").write_text(LINE * 99)
     return folder
 
 
@@ -97,7 +93,7 @@ def test_train_that_is_ended_before_its_first_step_says_so(tmp_path, capsys, mon
     (tmp_path / "text.txt").write_text("the quick brown fox " * 300)
     training = {"steps": 2, "batch_size": 1, "eval_every": 0, "device": "cpu", "output_dir": str(tmp_path / "run")}
     data = {"source": str(tmp_path / "text.txt"), "length": 16}
-    TrainConfig.parse({"model": FIELDS, "data": data, "training": training}).to_yaml(tmp_path / "run.yaml")
+    TrainConfig.parse({"model": OF_BYTES, "data": data, "training": training}).to_yaml(tmp_path / "run.yaml")
     signalled(monkeypatch, "titans.training.run.load_data", signal.SIGTERM, 1)
     assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 143
     assert capsys.readouterr().err == "titans: stopped by SIGTERM\n" and not (tmp_path / "run").exists()
