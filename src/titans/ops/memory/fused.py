@@ -36,7 +36,7 @@ def run_chunks(
     weights: Maps,
     momentum: Maps,
     *,
-    memory_budget: int = MEMORY_BUDGET,
+    memory_budget: int | None = None,
 ) -> tuple[Tensor, Maps, Maps]:
     """Read and write whole chunks, all rows in step, from the weights of the first chunk's start on.
 
@@ -48,7 +48,8 @@ def run_chunks(
         weights: per map [G, out, in], as the state holds them: with sphere and anchored already scaled.
         momentum: likewise; empty without eta.
         memory_budget: bytes of intermediates to keep for the backward pass. Where they take more, only the state at the
-            start of every √n-th chunk or so is kept and the rest computed again: a third more products.
+            start of every √n-th chunk or so is kept and the rest computed again: a third more products. None: 1 GiB, on
+            a GPU a sixteenth of its memory.
 
     Returns:
         y [G, n*C, D], and weights and momentum after the last chunk.
@@ -60,7 +61,8 @@ def run_chunks(
     q, k, v, (theta, eta, alpha, write) = tokens.q, tokens.k, tokens.v, head_gates(tokens)
     given = (q, k, v, theta, eta, alpha, write, rule.gain, rule.bias, *weights, *momentum, *(rule.anchors or ()))
     needed = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
-    plan = _plan(rule, q, weights, bool(momentum), needed, memory_budget)
+    budget = _budget(q.device) if memory_budget is None else memory_budget
+    plan = _plan(rule, q, weights, bool(momentum), needed, budget)
     y, *state = _Run.apply(plan, *given)  # type: ignore[misc]
     return y, tuple(state[: rule.maps]), tuple(state[rule.maps :])
 
@@ -247,6 +249,12 @@ class _Backward:
         for whole, part in zip(self.d_norm, (found.gain, found.bias)):
             if whole is not None and part is not None:
                 whole += part
+
+
+def _budget(device: torch.device) -> int:
+    if device.type != "cuda":
+        return MEMORY_BUDGET
+    return torch.cuda.get_device_properties(device).total_memory // 16
 
 
 def _plan(rule: ChunkRule, q: Tensor, weights: Maps, momentum: bool, needed: bool, budget: int) -> _Plan:
