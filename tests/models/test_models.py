@@ -12,7 +12,7 @@ import torch
 
 from helpers import assert_close
 from tiny import ALL, SETTINGS, VARIANTS, VOCAB, ids, small, tensors
-from titans import MirasConfig, TitansConfig, TitansMAC, build_model, count_parameters, load_model
+from titans import MirasConfig, NeuralMemory, TitansConfig, TitansMAC, build_model, count_parameters, load_model
 from titans.models import ModelState
 from titans.models.config import PRESET_LAYERS
 from titans.models.mixers import mac
@@ -283,6 +283,27 @@ def test_save_and_load(variant, tmp_path):
     assert torch.equal(loaded(x).logits, model(x).logits)
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         load_model(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"mem_head_dim": 24},
+        {"mem_heads": 1, "mem_head_dim": 40, "mem_layers": 1, "use_decay": False},
+        {"mem_heads": 1, "chunk_size": 32, "use_momentum": False},
+        {"theta_max": 0.3, "mem_head_dim": 24},
+        {"miras": MirasConfig.moneta(), "mem_head_dim": 24},
+    ],
+)
+def test_what_a_file_spells_out_is_what_was_built(fields, tmp_path):
+    """`explicit` and the layer find the same defaults, so that a loaded model computes what the saved one did."""
+    model, x = small("MAG", **fields).float(), ids()
+    model.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    assert torch.equal(loaded(x).logits, model(x).logits)
+    again = build_model(model.config.explicit())
+    caps = [[m.theta_max for m in built.modules() if isinstance(m, NeuralMemory)] for built in (model, again)]
+    assert caps[0] == caps[1] != []
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -248,8 +248,8 @@ class TitansConfig(CheckedModel):
         change what it means."""
         if not self.has_memory:
             return self
-        width = self.d_model // self.memory_heads
-        theta_max = self.theta_max or default_theta_max(self.rule, width, self.chunk_size)
+        head_dim = self.memory_width // self.memory_heads
+        theta_max = self.theta_max or default_theta_max(self.rule, head_dim, self.chunk_size)
         return self.model_copy(update={"miras": self.rule, "theta_max": theta_max})
 
     def frozen(self) -> TitansConfig:
