@@ -289,10 +289,10 @@ def test_save_and_load(variant, tmp_path):
     "fields",
     [
         {"mem_head_dim": 24},
-        {"mem_heads": 1, "mem_head_dim": 40, "mem_layers": 1, "use_decay": False},
+        {"mem_heads": 1, "mem_head_dim": 40, "mem_layers": 1, "d_hidden": None, "use_decay": False},
         {"mem_heads": 1, "chunk_size": 32, "use_momentum": False},
         {"theta_max": 0.3, "mem_head_dim": 24},
-        {"miras": MirasConfig.moneta(), "mem_head_dim": 24},
+        {"miras": MirasConfig.moneta(), "mem_head_dim": 24, "d_hidden": None},
     ],
 )
 def test_what_a_file_spells_out_is_what_was_built(fields, tmp_path):
