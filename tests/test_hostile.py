@@ -396,10 +396,3 @@ def test_a_full_disk_is_named_with_the_file(tmp_path):
     lines = done.stdout.splitlines()
     assert len(lines) == 2 and all("File too large" in line for line in lines), done.stderr
     assert "s.st" in lines[0] and "model" in lines[1] and list(tmp_path.iterdir()) == []
-
-
-def test_ids_in_one_array_are_read_as_in_one_tensor():
-    read = np.array([[1, 2, 3], [4, 5, 6]], dtype=np.uint16)
-    one, two = (MODEL.memorize(text) for text in (read, torch.from_numpy(read.astype(np.int64))))
-    assert one.seen == two.seen == (3, 3)
-    assert torch.equal(MODEL(ids(), state=one).logits, MODEL(ids(), state=two).logits)
