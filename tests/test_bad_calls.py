@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from titans import MirasConfig, NeuralMemory, TitansConfig
+from titans import MirasConfig, NeuralMemory, PersistentMemory, TitansConfig
 from titans.data import TokenDocuments, iid_batch, load_documents, load_tokenizer
 from titans.evaluation import nats_by_position
 from titans.models import build_model
@@ -25,6 +25,9 @@ CALLS = {
     **{f"miras={v!r}": lambda v=v: NeuralMemory(16, miras=v) for v in ("none", 5, [])},
     **{f"x={type(v).__name__}": lambda v=v: NeuralMemory(16)(v) for v in ([1.0], None, "x", torch.ones(3),
         torch.ones(1, 2, 8))},
+    "x: float64": lambda: NeuralMemory(16)(torch.ones(1, 2, 16).double()),
+    "x: fewer": lambda: PersistentMemory(4, 16).strip(torch.ones(1, 2, 16)),
+    "n_heads: copied": lambda: TitansConfig(**MODEL).model_copy(update={"n_heads": 7}),
     **{f"bias={v!r}": lambda v=v: MirasConfig(bias=v) for v in (5, [], {}, {"name": ["l2"]}, {"name": None}, "l3")},
     **{f"source={v!r}": lambda v=v: load_documents(v) for v in ("", "/nowhere", "PLACE")},
     **{f"vocab: {v}": lambda v=v: iid_batch(1, 2, v, torch.Generator()) for v in (0, -1)},
@@ -45,6 +48,8 @@ IDS = torch.ones(1, 9, dtype=torch.long)
 MODEL_CALLS = {
     **{f"input_ids {i}": lambda m, v=v: m(v) for i, v in enumerate(([[1]], None, "x", IDS.float(), IDS[0], IDS + 255,
         IDS - 2))},
+    "input_ids meta": lambda m: m(IDS.to("meta")),
+    "inputs_embeds float64": lambda m: m(inputs_embeds=torch.ones(1, 9, 16).double()),
     **{f"labels {i}": lambda m, v=v: m(IDS, labels=v) for i, v in enumerate(([[1]], "x", IDS.float(), IDS[:, :3],
         IDS + 255))},
     **{

@@ -247,3 +247,21 @@ def test_other_encodings_are_named_not_read(place, tmp_path, capsys, monkeypatch
         assert "is UTF-16, texts must be UTF-8" in refused(capsys, *words, "--output", tmp_path / "m")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
     assert "standard input is no text in UTF-8" in refused(capsys, "ask", "--model", place / "model")
+
+
+def test_what_a_command_cannot_use_is_named(place, tmp_path, capsys):
+    read = ["--model", place / "model", "--input", place / "text.txt"]
+    assert "--device: meta holds no numbers" in refused(
+        capsys, "memorize", *read, "--output", tmp_path / "m", "--device", "meta"
+    )
+    assert "--set: changes a configuration" in refused(capsys, "info", "--memory", place / "memory", "--set", "a=1")
+    tokens = ["--max-tokens", "9", "--max-tokens", "1"]
+    assert "got 1 (see" in refused(capsys, "trace", *read, "--output", tmp_path / "t.html", *tokens)
+
+
+def test_a_name_in_a_memory_file_moves_no_cursor(place, tmp_path, capsys):
+    (name := tmp_path / "\x1b[2J.txt").write_text("text")
+    run("memorize", "--model", place / "model", "--input", name, "--output", tmp_path / "m")
+    capsys.readouterr()
+    run("info", "--memory", tmp_path / "m")
+    assert "?[2J.txt" in capsys.readouterr().out

@@ -245,3 +245,21 @@ def test_a_part_on_disk_is_refused(tmp_path, make):
         AutoModelForCausalLM.from_pretrained(
             tmp_path, device_map={**places, "model.blocks.1": "disk"}, offload_folder=tmp_path / "off"
         )
+
+
+def test_settings_that_the_built_model_does_not_have_are_not_saved(make, tmp_path):
+    """The folder would compute something else, under a digest that says all is well."""
+    model = make()
+    model.config.segment_len = 4
+    with pytest.raises(ValueError, match=r"config\.segment_len: the model is built with 8, got 4"):
+        model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("size", [0, -3, 1.5])
+def test_a_vocabulary_that_cannot_be_is_refused(make, ids, size):
+    model = make()
+    before = model(ids).logits
+    with pytest.raises(ValueError, match=f"new_num_tokens must be an integer of at least 1, got {size}"):
+        model.resize_token_embeddings(size)
+    assert torch.equal(model(ids).logits, before)

@@ -120,3 +120,24 @@ def test_an_unknown_kind_of_folder_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ValueError, match="expected a mapping, got list"):
         load_model(tmp_path)
+
+
+def test_a_model_of_another_kind_is_not_replaced(tmp_path):
+    model = small("MAC")
+    model.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="holds a model of type 'llama', and is not ours to replace"):
+        model.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_settings_that_were_edited_are_refused_before_a_model_is_built(tmp_path, monkeypatch):
+    """A model of 65,000 layers takes minutes to build."""
+    small("MAC").save_pretrained(tmp_path)
+    told = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**told, "n_layers": 65_000}))
+    monkeypatch.setattr("titans.models.build.build_model", lambda config: pytest.fail("built"))
+    with pytest.raises(ValueError, match=r"config\.json was edited"):
+        load_model(tmp_path)

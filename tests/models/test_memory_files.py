@@ -180,3 +180,11 @@ def test_the_memory_of_another_model_or_half_of_one_is_refused_by_name(tmp_path)
     assert ModelState.load(tmp_path / "odd.st").seen == (20,)
     with pytest.raises(FileNotFoundError, match="none"):
         load_memory(tmp_path / "none", model)
+
+
+def test_ids_in_one_array_are_read_as_in_one_tensor():
+    model = small("MAC")
+    read = np.array([[1, 2, 3], [4, 5, 6]], dtype=np.uint16)
+    one, two = (model.memorize(text) for text in (read, torch.from_numpy(read.astype(np.int64))))
+    assert one.seen == two.seen == (3, 3)
+    assert torch.equal(model(ids(), state=one).logits, model(ids(), state=two).logits)

@@ -119,7 +119,7 @@ def test_writing_touches_nothing_else(saved, tmp_path):
     _, state, path = saved
     (tmp_path / "s.st.part").write_text("mine")
     (tmp_path / "link").symlink_to(path)
-    path.write_bytes(b"old")
+    state.reset([0]).save(path)
     failures = []
 
     def save():
@@ -245,3 +245,15 @@ def test_the_layer_names_an_input_that_is_not_finite():
     mask = torch.ones(1, 9, dtype=torch.bool)
     mask[0, 8] = False
     assert torch.isfinite(NeuralMemory(16)(x, mask=mask)[:, :8]).all()
+
+
+def test_a_state_replaces_a_state_and_nothing_else(saved, tmp_path):
+    _, state, _ = saved
+    thesis = tmp_path / "thesis.txt"
+    thesis.write_text("mine" * 9)
+    with pytest.raises(ValueError, match=r"thesis\.txt is there and no state file"):
+        state.save(thesis)
+    assert thesis.read_text() == "mine" * 9
+    for _ in range(2):
+        state.save(tmp_path / "s")
+    assert ModelState.load(tmp_path / "s").seen == state.seen

@@ -214,3 +214,17 @@ def test_a_file_that_changes_between_inputs_is_noticed(model, tokenizer, files, 
     Path(files[0]).write_text("another text")
     with pytest.raises(ValueError, match="a.txt has changed since it was read"):
         memorize_files(model, tokenizer, job)
+
+
+def test_a_file_that_somebody_wrote_meanwhile_stays(model, tokenizer, files, tmp_path, monkeypatch):
+    """Two readings with one output: the second to write says so, instead of replacing the first one's file."""
+    output, read = tmp_path / "m", memorize.read_piece
+
+    def meanwhile(*words):
+        output.write_text("theirs")
+        return read(*words)
+
+    monkeypatch.setattr(memorize, "read_piece", meanwhile)
+    with pytest.raises(ValueError, match="m was written by another process meanwhile"):
+        memorize_files(model, tokenizer, Job((files[0],), output))
+    assert output.read_text() == "theirs"

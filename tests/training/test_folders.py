@@ -226,3 +226,13 @@ def test_a_checkpoint_that_lacks_a_tensor_is_not_resumed(make_config):
 def test_a_tokenizer_folder_of_bytes_is_one_for_load_tokenizer_too(tmp_path):
     save_tokenizer(ByteTokenizer(), tmp_path)
     assert load_tokenizer(tmp_path).encode("a\u0100") == ByteTokenizer().encode("a\u0100")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}'])
+def test_another_tokenizer_in_the_place_of_bytes_is_not_passed_over(tmp_path, content):
+    """transformers would read the one file, and we, by the other one, bytes."""
+    build_model(TitansConfig(vocab_size=256, d_model=16, n_layers=1, chunk_size=8)).save_pretrained(tmp_path)
+    assert isinstance(load_saved_tokenizer(tmp_path), ByteTokenizer)
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not that of bytes"):
+        load_saved_tokenizer(tmp_path)

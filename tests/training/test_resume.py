@@ -186,16 +186,17 @@ def test_a_bad_line_of_the_metrics_costs_that_line_alone(run, line):
 
 
 @pytest.mark.parametrize(
-    "name", ["config.yaml", "metrics.jsonl", "curve.png", "memory.png", "model", "checkpoint-3/manifest.json"]
+    "name",
+    ["config.yaml", "metrics.jsonl", "curve.png", "memory.png", "model", "checkpoint-3/manifest.json"]
+    + ["checkpoint-2/thesis.tex"],
 )
 def test_a_file_of_somebody_else_is_never_replaced(make_config, name):
     config = make_config()
     file = Path(config.training.output_dir) / name
     file.parent.mkdir(parents=True)
     file.write_text("mine")
-    if name != "checkpoint-3/manifest.json":  # nobody's checkpoint; it stays, and is not taken for one
-        with pytest.raises(ConfigError, match=r"training\.output_dir: "):
-            train(config, console=quiet())
+    with pytest.raises(ConfigError, match=r"training\.output_dir: "):
+        train(config, console=quiet())
     assert file.read_text() == "mine"
 
 

@@ -113,7 +113,7 @@ def _flush() -> None:
 def _given(error: Exception, words: list[str]) -> str:
     """What was given for the option that a usage error is about, where its message leaves that out."""
     for option in getattr(getattr(error, "param", None), "opts", ()):
-        for word, after in zip(words, [*words[1:], ""], strict=True):
+        for word, after in reversed(list(zip(words, [*words[1:], ""], strict=True))):  # the last one counts
             name, sign, value = word.partition("=")
             if name == option and (value if sign else after):
                 return f", got {value if sign else after}"

@@ -63,7 +63,8 @@ def evaluate(
         say("stopped; what is finished is kept, the same command goes on from there")
         return 128 + getattr(stop, "number", 2)
     typer.echo(table(results))
-    typer.echo(f"results.json, table.md and heatmap.png in {output}")
+    picture = " and heatmap.png" if (Path(output) / "heatmap.png").exists() else ""
+    typer.echo(f"results.json, table.md{picture} in {output}")
     return 0
 
 

@@ -19,13 +19,15 @@ def info(
     """Show what a model costs (parameters by part, FLOPs per token, bytes of state), or what a memory file holds."""
     if (config is None) == (memory is None):
         raise BadInput(f"give --config or --memory, got {'neither' if config is None else 'both'}")
+    if memory is not None and set_:
+        raise BadInput(f"--set: changes a configuration, not what --memory holds, got {set_[0]}")
     if memory is not None:
         lines = _memory(memory)
     else:
         assert config is not None
         lines = _cost(config, set_ or [])
     for line in lines:  # whatever the width of the terminal: a number cut short would be another number
-        typer.echo(line)
+        typer.echo("".join(c if c.isprintable() else "?" for c in line))  # names from a file: nothing moves the cursor
     return 0
 
 

@@ -30,6 +30,8 @@ def open_model(folder: Path, device: str | None = None) -> tuple[TitansModel, To
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ValueError(f"its tokenizer has {tokenizer.vocab_size} ids, the model knows {model.config.vocab_size}")
     if device is not None:
+        if device.partition(":")[0] == "meta":
+            raise BadInput(f"--device: {device} holds no numbers")
         try:
             model.to(device)
         except (RuntimeError, AssertionError) as error:

@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput
 from titans.hf.config import TitansHFConfig
 from titans.layers.module import reset
 from titans.models import ModelState, TitansModel, build_model
+from titans.models.config import FREE
 from titans.models.folder import CONFIG, PREFIX, SHIM, SHIM_TEXT, check_digest, save_folder
 
 # What tools pass along though nothing depends on it: tokens have no types, and where a row stands is in its state.
@@ -200,6 +201,20 @@ class TitansForCausalLM(Whole, PreTrainedModel, GenerationMixin):
     def set_input_embeddings(self, value: Any) -> None:
         self.model.embedding = value
         self.model.config = self.model.config.model_copy(update={"vocab_size": value.weight.shape[0]}).frozen()
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As transformers has it; a ValueError for a vocabulary that no model can have, which is left as it was."""
+        if new_num_tokens is not None and (not isinstance(new_num_tokens, int) or new_num_tokens < 1):
+            raise ValueError(f"new_num_tokens must be an integer of at least 1, got {new_num_tokens!r}")
+        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)  # type: ignore[misc]
+
+    def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any) -> None:
+        """As `Whole.save_pretrained`; a ValueError where ``config`` says what the built model does not compute."""
+        built = self.model.config.to_dict()
+        for name, value in self.config.core().to_dict().items():
+            if name not in FREE and value != built[name]:
+                raise ValueError(f"config.{name}: the model is built with {built[name]!r}, got {value!r}")
+        super().save_pretrained(save_directory, is_main_process, **kwargs)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.model.head

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+
+def check_dtype(name: str, x: Tensor, own: torch.dtype) -> None:
+    """Raise a ValueError unless ``x`` is of the weights' type; autocast casts, and rounded weights have other types."""
+    if x.dtype != own and own.is_floating_point and not torch.is_autocast_enabled(x.device.type):
+        raise ValueError(f"{name} must be {own} as the weights are, got {x.dtype}")
 
 
 class Module(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from titans.layers.convolution import ShortConvolution, start_keys_one_token_behind
 from titans.layers.gates import MemoryGates, check_count, default_heads, default_theta_max
-from titans.layers.module import Linear, Module
+from titans.layers.module import Linear, Module, check_dtype
 from titans.miras import MirasConfig
 from titans.miras.config import resolve_miras
 from titans.ops.memory import (
@@ -347,6 +347,7 @@ class NeuralMemory(Module):
             raise ValueError(f"x must be a non-empty [B, T, {self.d_model}], got {list(x.shape)}")
         if not x.is_floating_point():
             raise ValueError(f"x must be floating point, got {x.dtype}")
+        check_dtype("x", x, self.qkv.weight.dtype)
         for name, flags in masks.items():
             if flags is not None and (flags.dtype != torch.bool or flags.shape != x.shape[:2]):
                 raise ValueError(

@@ -36,7 +36,9 @@ class PersistentMemory(Module):
         return torch.cat((self.P.to(x.dtype).expand(x.shape[0], -1, -1), x), 1)
 
     def strip(self, x: Tensor) -> Tensor:
-        """Remove the persistent positions again: [B, P + T, ...] -> [B, T, ...]."""
+        """Remove the persistent positions again: [B, P + T, ...] -> [B, T, ...]; a ValueError where x is shorter."""
+        if x.dim() < 2 or x.shape[1] < self.n_tokens:
+            raise ValueError(f"x must be [B, {self.n_tokens} + T, ...], got {list(x.shape)}")
         return x[:, self.n_tokens :]
 
     def freeze(self) -> None:

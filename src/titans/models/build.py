@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from titans.models.config import TitansConfig
-from titans.models.folder import check_digest, foreign_reader, read_folder, write_folder
+from titans.models.folder import check_digest, check_settings, foreign_reader, read_folder, write_folder
 from titans.models.language_model import TitansModel
 from titans.models.variants import CLASSES
 from titans.ops.memory import Engine
@@ -52,6 +52,7 @@ def load_model(path: str | Path) -> TitansModel:
     if read is not None:
         return read(Path(path))
     config, tensors = read_folder(path)
+    check_settings(path)  # before a model is made that may be of any size
     _check_tensors(tensors, path)
     model = build_model(config)
     if any(tensor.dtype == torch.float64 for tensor in tensors.values()):

@@ -1,6 +1,7 @@
 """The byte tokenizer as the files that `AutoTokenizer` opens, for folders of models whose tokens are bytes."""
 
 import json
+from pathlib import Path
 
 VOCABULARY = 256
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
@@ -14,6 +15,15 @@ def letters() -> list[str]:
     others = (byte for byte in range(VOCABULARY) if byte not in printed)
     found = {**{byte: chr(byte) for byte in printed}, **{byte: chr(0x100 + n) for n, byte in enumerate(others)}}
     return [found[byte] for byte in range(VOCABULARY)]
+
+
+def spells_bytes(path: Path) -> bool:
+    """Whether a tokenizer.json has the ids that `files` gives it, whoever wrote it since."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return found == {letter: byte for byte, letter in enumerate(letters())}
 
 
 def files() -> dict[str, str]:

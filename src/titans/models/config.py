@@ -259,8 +259,14 @@ class TitansConfig(CheckedModel):
         return copy
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> TitansConfig:
-        """A copy, with some fields changed without a check, that can be assigned to."""
+        """A copy, with some fields changed, that can be assigned to.
+
+        Raises:
+            ValueError: the changed fields are no configuration.
+        """
         copy = super().model_copy(update=update, deep=deep)
+        if update:
+            type(self).model_validate(dict(copy.__dict__))
         copy._frozen = False
         return copy
 

@@ -79,8 +79,10 @@ def save_folder(folder: str | Path, write: Callable[[Path], object]) -> None:
 
     Raises:
         OSError: the place cannot be written; what was there before is still there.
+        ValueError: a model of another kind lies there, which is nothing of ours to replace.
     """
     folder = Path(os.path.realpath(folder))
+    _check_ours(folder)
 
     def write_signed(new: Path) -> None:
         write(new)
@@ -101,6 +103,15 @@ def save_folder(folder: str | Path, write: Callable[[Path], object]) -> None:
                 (folder / name).unlink()
         for name in names:
             os.replace(new / name, folder / name)
+
+
+def _check_ours(folder: Path) -> None:
+    try:
+        kind = _told(folder).get("model_type", MODEL_TYPE)
+    except (FileNotFoundError, ValueError):  # none, or a damaged one: whoever writes a whole model makes it good
+        return
+    if kind != MODEL_TYPE and kind not in READERS:
+        raise ValueError(f"{folder} holds a model of type {kind!r}, and is not ours to replace; choose another folder")
 
 
 def _add_tokenizer(new: Path, folder: Path) -> None:
@@ -136,21 +147,36 @@ def undigested(told: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in told.items() if name != DIGEST}
 
 
+def check_settings(folder: str | Path) -> dict[str, str]:
+    """Compare a folder's settings with what was written; older ones do not say.
+
+    Returns:
+        The hashes of all its files, as they were written; none of an older folder.
+
+    Raises:
+        ValueError: its settings are others.
+    """
+    told = _told(folder)
+    written = told.get(DIGEST)
+    if written is None:
+        return {}
+    if not isinstance(written, dict) or written.get(CONFIG) != _settings(told):
+        raise ValueError(
+            f"{Path(folder) / CONFIG} was edited or is of another model: the weights beside it were saved with other "
+            f"settings; to compute something else with them on purpose, take {DIGEST!r} out of it"
+        )
+    return written
+
+
 def check_digest(folder: str | Path) -> None:
     """Compare a folder with what was written; older ones do not say.
 
     Raises:
         ValueError: its settings or its weights are others; the message names the file.
     """
-    told = _told(folder)
-    written = told.get(DIGEST)
-    if written is None:
+    written = check_settings(folder)
+    if not written:
         return
-    if not isinstance(written, dict) or written.get(CONFIG) != _settings(told):
-        raise ValueError(
-            f"{Path(folder) / CONFIG} was edited or is of another model: the weights beside it were saved with other "
-            f"settings; to compute something else with them on purpose, take {DIGEST!r} out of it"
-        )
     for name in sorted(set(filter(WEIGHT_FILES.fullmatch, os.listdir(folder))) | (set(written) - {CONFIG})):
         path = Path(folder) / name
         if not path.is_file() or hash_file(path) != written.get(name):

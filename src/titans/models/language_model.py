@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
-from titans.layers.module import Linear, Module
+from titans.layers.module import Linear, Module, check_dtype
 from titans.layers.neural_memory import NeuralMemory
 from titans.miras.choice import BY_NAME
 from titans.models.blocks import Block
@@ -326,6 +326,7 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
                 )
             if not embeds.is_floating_point():
                 raise ValueError(f"inputs_embeds must be floating point, got {embeds.dtype}")
+            check_dtype("inputs_embeds", embeds, self.embedding.weight.dtype)
             return embeds
         if not isinstance(ids, Tensor):
             raise ValueError(f"input_ids must be a tensor, got {type(ids).__name__}")
@@ -333,6 +334,10 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
             raise ValueError(f"input_ids must be a non-empty [B, T], got {list(ids.shape)}")
         if ids.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"input_ids must be integers (int64), got {ids.dtype}")
+        if ids.is_meta and not self.embedding.weight.is_meta:  # torch would read memory at random
+            raise ValueError(
+                f"input_ids must hold numbers, got a tensor on meta for a model on {self.embedding.weight.device}"
+            )
         if not torch.compiler.is_compiling() and ids.device.type == "cpu":
             low, high = (int(v) for v in ids.aminmax())
             if low < 0 or high >= self.config.vocab_size:

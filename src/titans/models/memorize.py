@@ -106,6 +106,8 @@ def _arrays(text: Any, tokenizer: Encoder | None, model: TitansModel) -> Iterabl
         if text.dim() not in (1, 2) or text.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"text must be integers (int64) [T] or [B, T], got {text.dtype} {list(text.shape)}")
         return [text.cpu().numpy()]
+    if isinstance(text, np.ndarray):
+        return [_ids(text)]
     if not isinstance(text, Iterable) or isinstance(text, bytes):
         raise ValueError(f"text must be a string, ids, or arrays of ids, got {type(text).__name__}")
     return map(_ids, text)

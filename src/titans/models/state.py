@@ -209,8 +209,10 @@ class ModelState(State):
             about: plain values for JSON that go with the state, as `MemoryFile.about` has them.
 
         Raises:
-            ValueError: the weights that made it have changed since, or there is no such dtype.
+            ValueError: the weights that made it have changed since, there is no such dtype, or what lies there is no
+                state file.
         """
+        _check_ours(path)
         tensors: dict[str, Tensor] = {}
         tree = encode(self.layers, tensors, "layers")
         metadata = {
@@ -260,6 +262,17 @@ class ModelState(State):
         except (KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
             raise ValueError(f"state file {str(path)!r} is damaged: {error}") from error
         return state, words
+
+
+def _check_ours(path: str | Path) -> None:
+    """An older state is replaced, nobody's text or model is."""
+    if not Path(path).is_file():
+        return
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(min(length, 2**24))
+    if length and b'"titans-state"' not in header:
+        raise ValueError(f"{path} is there and no state file: not ours to replace; choose another name")
 
 
 def _checked(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

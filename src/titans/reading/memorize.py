@@ -199,6 +199,7 @@ class _Reading:
         self.kept = self.place
         self.append = _append_hash(job)
         self.fresh = 0  # tokens of this run
+        self.written = _which(job.output) if resumed else None
         self.started = self.saved = time.monotonic()
 
     def read(
@@ -254,7 +255,7 @@ class _Reading:
             "tokens": place.tokens,
             "digest": place.digest,
         }
-        MemoryFile(place.state, place.inputs, (), place.forgotten, unfinished).save(self.job.output)
+        self._write(MemoryFile(place.state, place.inputs, (), place.forgotten, unfinished))
         self.kept, self.saved = place, time.monotonic()
 
     def finish(self) -> MemoryFile:
@@ -263,14 +264,30 @@ class _Reading:
         assert place.state is not None
         layers = tuple(changes(self.model, place.state, place.forgotten))
         file = MemoryFile(place.state, place.inputs, layers, place.forgotten, None, self.job.dtype)
-        file.save(self.job.output)
+        self._write(file)
         return file
+
+    def _write(self, file: MemoryFile) -> None:
+        """Replace what this reading has written, never what somebody else put there meanwhile."""
+        if _which(self.job.output) != self.written:
+            raise ValueError(f"--output: {self.job.output} was written by another process meanwhile; it stays as it is")
+        file.save(self.job.output)
+        self.written = _which(self.job.output)
 
     def _progress(self, source: TextInput, skipped: int, later: list[TextInput]) -> Progress:
         sizes = [item.size for item in (source, *later)]
         known = [size for size in sizes if size is not None]
         left = max(0, sum(known) - source.bytes) if len(known) == len(sizes) else None
         return Progress(self.fresh, time.monotonic() - self.started, source.bytes - skipped, left)
+
+
+def _which(path: Path) -> tuple[int, int, int] | None:
+    """What tells a file from one that has taken its place; None where there is none."""
+    try:
+        told = path.stat()
+    except FileNotFoundError:
+        return None
+    return told.st_ino, told.st_mtime_ns, told.st_size
 
 
 def _naming(source: TextInput, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:

@@ -255,6 +255,7 @@ def _check_kinds(output_dir: Path) -> None:
 def _check_ours(output_dir: Path) -> None:
     """A run that was cut short before its first checkpoint may start again; nobody else's file may be overwritten."""
     there = [output_dir / name for name in OUR_FILES if os.path.lexists(output_dir / name)]
+    there += [folder for _, folder in _numbered(output_dir) if any(folder.iterdir())]
     if there and not _is_ours(output_dir / CONFIG_FILE):
         raise ConfigError(
             f"training.output_dir: {there[0]} is not of a run and would be overwritten; choose another --output"

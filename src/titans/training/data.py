@@ -23,7 +23,7 @@ from titans.data import (
 from titans.evaluation import TaskRows
 from titans.evaluation.task import NotMeasurable
 from titans.models import byte_tokenizer
-from titans.models.byte_tokenizer import BYTES, OLDER, SETTINGS, TOKENIZER
+from titans.models.byte_tokenizer import BYTES, OLDER, SETTINGS, TOKENIZER, spells_bytes
 from titans.training.config import ConfigError, TrainConfig
 
 if TYPE_CHECKING:
@@ -197,7 +197,9 @@ def load_saved_tokenizer(model_dir: str | Path) -> Tokenizer:
     try:
         told = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
         if told.get(BYTES):
+            if (folder / TOKENIZER).exists() and not spells_bytes(folder / TOKENIZER):
+                raise ValueError(f"tokenizer: {folder / TOKENIZER} is not that of bytes, as {settings} says it is")
             return ByteTokenizer()
-    except (ValueError, AttributeError, RecursionError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, RecursionError) as error:
         raise ValueError(f"tokenizer: {settings} is no mapping in JSON: {error}") from error
     return load_tokenizer(folder)
