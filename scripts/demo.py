@@ -1,9 +1,10 @@
-"""``make demo``: train a small MAG on Python's own source files and show what its memory is worth."""
+"""``make demo``: ask the shipped model what a text hid, then train a small MAG and show what its memory is worth."""
 
 from __future__ import annotations
 
 import json
 import math
+import random
 import shutil
 import sys
 import time
@@ -14,12 +15,15 @@ import torch
 
 from titans.data import ByteTokenizer, TokenDocuments, evaluation_windows, load_documents
 from titans.evaluation import nats_by_position
+from titans.evaluation.niah import NEEDLE, QUESTION
 from titans.evaluation.plots import plot_loss_by_position
 from titans.models import TitansModel, load_model
 from titans.training import TrainConfig
 from titans.training.run import train
 
-CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
+ROOT = Path(__file__).parents[1]
+CONFIG, FINDER = ROOT / "configs" / "demo.yaml", ROOT / "models" / "finder"
+HIDDEN_IN = 16_000  # bytes
 ROWS, BATCH = 128, 16
 PROMPT = "class Memory:\n    def __init__(self, "
 
@@ -30,6 +34,8 @@ def main() -> int:
     folder = Path(config.training.output_dir)
     if folder.exists():
         shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    find(folder)
     print(f"Training a {config.model.variant} on the standard library's source files, about three minutes.", flush=True)
     started = time.monotonic()
     result = train(config)
@@ -58,6 +64,34 @@ def main() -> int:
         print(f"  {folder / name}")
     print(f'\nNext: .venv/bin/titans generate --model {result.model_dir} --prompt "class Memory:"')
     return 0
+
+
+def find(folder: Path) -> None:
+    """Hide a number in a long text, let the shipped model read it, and ask."""
+    number, key = str(random.randint(1_000_000, 9_999_999)), random.choice(("garden-shed", "blue-kettle", "old-atlas"))
+    text = next(text for text in load_documents("stdlib", "validation") if len(text) > HIDDEN_IN)[:HIDDEN_IN]
+    lines = text.split("\n")
+    at = random.randrange(len(lines))
+    lines.insert(at, NEEDLE.format(kind="number", key=key, value=number))
+    (folder / "hidden.txt").write_text("\n".join(lines), encoding="utf-8")
+    print(
+        f"Line {at + 1} of {len(lines)} of {folder / 'hidden.txt'}, a source file of Python's, now says:\n  {lines[at]}"
+    )
+
+    started = time.monotonic()
+    model, tokenizer = load_model(FINDER).eval(), ByteTokenizer()
+    memory = model.memorize("\n".join(lines), tokenizer)
+    memory.save(folder / "hidden.memory")
+    question = QUESTION.format(kind="number", key=key)
+    told = f"its memory is {memory.nbytes:,} bytes, its window {model.config.window}"
+    print(f"models/finder has read it; {told}. Asked for it:")
+    for state, which in ((memory, "with this memory"), (None, "without       ")):
+        asked = torch.tensor([tokenizer.encode(question)])
+        answer = model.generate(asked, state=state, max_new_tokens=len(number) + 1)[0, asked.shape[1] :]
+        print(f"  {which}  {tokenizer.decode(answer.tolist()).strip()}")
+    print(f"That took {time.monotonic() - started:.0f} seconds. Hide your own, then ask for {key} or for your own key:")
+    print(f"  .venv/bin/titans memorize --model models/finder --input {folder / 'hidden.txt'} --output my.memory")
+    print("  .venv/bin/titans ask --model models/finder --memory my.memory\n", flush=True)
 
 
 def measure(model: TitansModel, length: int, folder: Path) -> dict[str, float]:

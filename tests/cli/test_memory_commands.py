@@ -121,6 +121,14 @@ def test_ask_answers_each_question_from_the_memory(place, monkeypatch, capsys):
     said = model.generate(prompt, 12, temperature=0, eos_token_id=0, state=memory)[0, prompt.shape[1] :]
     assert other == bytes(i for i in said.tolist() if i).decode(errors="replace").lstrip(" ") + "\n"
 
+    taught = place / "model" / "question.txt"
+    taught.write_text("Q: {}\nA:")
+    assert ask(monkeypatch, capsys, "who?\n", *words) == other
+    assert ask(monkeypatch, capsys, "who?\n", *words, "--template", "\\n{}") == one
+    taught.write_text("Q:")
+    assert "question.txt: needs {} where the question goes" in refused(capsys, "ask", *words)
+    taught.unlink()
+
 
 def test_ask_keeps_what_it_is_told_to(place, monkeypatch, capsys):
     capsys.readouterr()

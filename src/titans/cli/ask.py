@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from titans.cli.errors import BadInput, CommandFailed, checking_input, say
-from titans.cli.model import open_memory, open_model
+from titans.cli.model import TEMPLATE_HELP, open_memory, open_model, question_template
 
 if TYPE_CHECKING:
     from titans.data import Tokenizer
@@ -25,7 +25,7 @@ def ask(
     model: Annotated[Path, typer.Option(help="Folder of a saved model, its tokenizer in it.")],
     memory: Annotated[Path | None, typer.Option(help="Memory file, see titans memorize.")] = None,
     keep: Annotated[bool, typer.Option(help="Read questions and answers into the memory; the file stays.")] = False,
-    template: Annotated[str, typer.Option(help="What is read for a question, {} in its place.")] = "\\n{}",
+    template: Annotated[str | None, typer.Option(help=TEMPLATE_HELP)] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=2**31 - 1, help="Longest answer in tokens.")] = 200,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the sampling.")] = 0,
@@ -35,15 +35,13 @@ def ask(
     Ctrl-C ends an answer, Ctrl-D the session. In a pipe every line of standard input is a question; the answers go to
     standard output one after the other, each with a line break behind it.
     """
-    if "{}" not in template:
-        raise BadInput(f"--template: needs {{}} where the question goes, got {template!r}")
     if sys.stdout is None or sys.stdout.closed or sys.stdin is None or sys.stdin.closed:
         raise CommandFailed("standard input or output is closed: there is nobody to answer")
+    told = question_template(model, template)
     language_model, tokenizer = open_model(model)
     with checking_input():
         import torch
 
-        told = template.replace("\\n", "\n").replace("\\t", "\t")
         generator = torch.Generator().manual_seed(seed)
         sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "generator": generator}
         session = Session(language_model, tokenizer, open_memory(memory, language_model), told, keep, sampling)

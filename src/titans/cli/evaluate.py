@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from titans.cli.errors import BadInput, Terminated, checking_input, named_folder, say
-from titans.cli.model import open_memory, open_model
+from titans.cli.model import TEMPLATE_HELP, open_memory, open_model, question_template
 
 UNITS = {"": 1, "k": 2**10, "m": 2**20}
 
@@ -38,7 +38,7 @@ def evaluate(
         Path | None,
         typer.Option(help='Ask the memory instead: a .jsonl file of {"question": "…", "answer": "…"}.'),
     ] = None,
-    template: Annotated[str, typer.Option(help="What is read for a question, {} in its place.")] = "\\n{}",
+    template: Annotated[str | None, typer.Option(help=TEMPLATE_HELP)] = None,
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda; default cuda if there is one.")] = None,
 ) -> int:
     """Measure a saved model on tasks of the field (results.json, table.md, heatmap.png), or on your own questions."""
@@ -48,10 +48,11 @@ def evaluate(
         from titans.evaluation import EvaluationError, FromMemory
         from titans.evaluation import evaluate as measure
         from titans.evaluation.report import table
+    asked = question_template(model, template)
     language_model, tokenizer = open_model(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     state = open_memory(memory, language_model)
     if questions is not None:
-        return _questions(language_model, tokenizer, state, questions, template.replace("\\n", "\n"), output)
+        return _questions(language_model, tokenizer, state, questions, asked, output)
     names = [name.strip() for name in tasks.split(",")]
     counts = [_tokens(length.strip()) for length in lengths.split(",")]
     measured = language_model if state is None else FromMemory(language_model, state)

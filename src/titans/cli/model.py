@@ -7,6 +7,11 @@ from typing import TYPE_CHECKING
 
 from titans.cli.errors import BadInput, checking_input
 
+QUESTION_FILE = "question.txt"
+TEMPLATE_HELP = (
+    "What is read for a question, {} in its place; default: what question.txt beside the model says, else \\n{}."
+)
+
 if TYPE_CHECKING:
     from titans.data import Tokenizer
     from titans.models import ModelState, TitansModel
@@ -49,3 +54,19 @@ def open_memory(file: Path | None, model: TitansModel) -> ModelState | None:
         from titans.models import load_memory
 
         return None if file is None else load_memory(file, model)
+
+
+def question_template(folder: Path, given: str | None) -> str:
+    """What is read for a question, ``{}`` in its place: as given, as the model's folder says, or a line of it."""
+    if given is not None:
+        if "{}" not in given:
+            raise BadInput(f"--template: needs {{}} where the question goes, got {given!r}")
+        return given.replace("\\n", "\n").replace("\\t", "\t")
+    file = folder / QUESTION_FILE
+    if not file.is_file():
+        return "\n{}"
+    with checking_input():
+        told = file.read_text(encoding="utf-8")
+    if "{}" not in told:
+        raise BadInput(f"{file}: needs {{}} where the question goes, got {told!r}")
+    return told
