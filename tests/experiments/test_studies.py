@@ -32,7 +32,7 @@ FILES = {
     "shift",
     "stability",
 }
-LIBRARIES = {"vector_recall", "evidence_report", "lasting_report"}
+LIBRARIES = {"vector_recall", "evidence_report", "lasting_report", "on_gpu"}
 NAMED = {"comparisons", "eval_perplexity"}  # what the command knows by name
 REAL_SCALES = dict(SCALES)
 
