@@ -13,7 +13,7 @@ from torch import Tensor
 
 from titans.ops.memory.native.build import library, unavailable
 
-ROWS = 8  # vectors of a call up to which linear maps are faster than BLAS
+ROWS = 4  # vectors of a call up to which linear maps beat BLAS at every width (benchmarks/vectors.py)
 
 
 def usable(x: Tensor) -> bool:
