@@ -1,6 +1,6 @@
 """Decoding: milliseconds per token of the four models, from short contexts to long ones.
 
-A context is read by one forward pass that returns the state; then single tokens are fed with that state. All models
+A context is read by forward passes that hand the state on; then single tokens are fed with that state. All models
 and contexts take turns in one process. The tokens of the turns together cover whole memory chunks, so that the steps in
 which a chunk closes are in the figures: the median is the ordinary step, the mean includes the closings. Flatness is
 the longest context's median over a shorter one's, turn by turn; contexts below the window still have a growing cache.
@@ -21,6 +21,7 @@ import harness
 from harness import BenchmarkError, note, spread
 
 TOLERANCE = 1e-3
+PIECE = 8192  # tokens of a context that one pass reads: its memory, not the result, depends on it
 
 
 @dataclass
@@ -118,12 +119,15 @@ def check_against_forward(model, options: argparse.Namespace) -> float:
 
 
 def open_stream(variant: str, model, context: int) -> Stream:
-    """Read a context in one forward pass."""
+    """Read a context."""
     import torch
 
     note(f"reading {context:,} tokens: {variant}")
     ids = torch.randint(256, (1, context), generator=torch.Generator().manual_seed(2))
-    out = model(ids, logits_to_keep=1)
+    state = None
+    for piece in ids.split(PIECE, 1):
+        out = model(piece, state=state, logits_to_keep=1)
+        state = out.state
     return Stream(variant, context, model, out.logits[:, -1].argmax(-1, keepdim=True), out.state)
 
 

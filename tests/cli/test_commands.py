@@ -142,6 +142,17 @@ def test_info_shows_the_cost(run_file, tmp_path, monkeypatch, capsys):
     assert "unknown key" in complaint(capsys, "info", "--config", run_file, "--set", "model.width=3")
 
 
+def test_bench_shows_every_figure(run_file, capsys):
+    assert main(["bench", "decode", "--config", str(run_file), "--tokens", "20", "--rounds", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("decode of run.yaml: MAC, width 16") and "after 20 tokens, batch 1" in lines[1]
+    assert [line.split("  ")[0] for line in lines[2:]] == ["tokens/s", "peak memory", "GFLOP/s", "of the limit", "by"]
+    assert "'flight' is not one of" in complaint(capsys, "bench", "flight", "--config", run_file)
+    assert "--device: nothing" in complaint(capsys, "bench", "model", "--config", run_file, "--device", "nothing")
+    words = ("bench", "memory", "--config", run_file, "--set", "model.variant=swa")
+    assert "variant 'swa' has no memory" in complaint(capsys, *words)
+
+
 def test_a_missing_extra_is_named(run_file, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.delitem(sys.modules, "titans.training.run", raising=False)

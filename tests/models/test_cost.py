@@ -26,7 +26,7 @@ def test_it_is_what_the_whole_model_has_and_does(variant, tied, layers):
         window=10, n_persistent=2, max_seq_len=32, tie_embeddings=tied,
     )  # fmt: skip
     cost = measure_cost(config)
-    model = build_model(config).requires_grad_(False)
+    model = build_model(config, "chunked").requires_grad_(False)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         out = model(torch.ones((1, cost.tokens), dtype=torch.int64))
     assert cost.parameters == count_parameters(model)

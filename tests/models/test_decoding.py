@@ -11,7 +11,10 @@ import torch
 from helpers import assert_close
 from tiny import ALL, SETTINGS, VARIANTS, VOCAB, ids, small, tensors
 from titans import MirasConfig, TitansConfig, build_model
+from titans.layers.module import Linear
 from titans.models import ModelState
+from titans.models.decoding import DecodingStep, begin_steps
+from titans.ops.memory.native import vectors
 
 STEPPED = [v for v in ALL if v != "transformer"]
 
@@ -217,3 +220,61 @@ def test_a_state_that_is_given_away_cannot_be_used_and_harms_no_other(variant):
         state = out.state
     for a, b in zip(tensors(kept), before, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("variant", STEPPED)
+@torch.no_grad()
+def test_decodes_exactly_without_compiled_vectors(variant, monkeypatch):
+    monkeypatch.setattr(vectors, "usable", lambda x: False)
+    check_rows_decode(small(variant))
+
+
+@pytest.mark.parametrize("variant", STEPPED)
+@torch.no_grad()
+def test_many_rows_decode_exactly(variant):
+    rows = vectors.ROWS + 1
+    check_rows_decode(small(variant), counts=range(3, 3 + rows), tokens=15)
+
+
+@pytest.mark.skipif(vectors.unavailable() is not None, reason="no compiler")
+@pytest.mark.parametrize("variant", STEPPED)
+@torch.no_grad()
+def test_no_layer_is_called_where_the_vectors_are_compiled(variant, monkeypatch):
+    """Else it is slow, and nobody notices."""
+    model, x, called = small(variant, chunk_size=16, segment_len=16), ids(1, 9), []
+    state = model(x[:, 5:6], state=model(x[:, :5]).state).state
+    for kind in (Linear, torch.nn.RMSNorm):
+        monkeypatch.setattr(kind, "forward", lambda self, x: called.append(self))
+    model(x[:, 6:7], state=state)
+    assert not called
+
+
+@torch.no_grad()
+def test_hooks_and_other_layers_are_called_in_decoding_too():
+    model, x = small("MAC"), ids(1, 9)
+    state, seen = model(x[:, :5]).state, []
+    block = model.blocks[0]
+    for layer in (
+        block.mixer.attention.q,
+        block.mixer.memory.out,
+        block.mixer_norm,
+        block.ffn,
+        block.ffn.up,
+        model.head,
+    ):
+        layer.register_forward_hook(lambda module, *_: seen.append(module))
+    before = model(x[:, 5:6], state=state).logits
+    assert len(seen) == 6
+    block.mixer.context_query = torch.nn.Sequential(block.mixer.context_query, torch.nn.Identity())
+    torch.testing.assert_close(model(x[:, 5:6], state=state).logits, before)
+
+
+def test_a_step_has_gradients_where_they_are_asked_for():
+    model, x = small("MAC"), ids(1, 9)
+    with torch.no_grad():
+        buffers = begin_steps(model, model(x[:, :5]).state)
+    logits, _ = DecodingStep(model)(x[:, 5:6], buffers)
+    logits.square().sum().backward()
+    for name, parameter in model.blocks[0].mixer.named_parameters():
+        if "context" in name or "attention" in name or "qkv" in name:
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name

@@ -3,6 +3,7 @@
 import typer
 
 from titans.cli.ask import ask
+from titans.cli.bench import bench
 from titans.cli.evaluate import evaluate
 from titans.cli.experiment import experiment
 from titans.cli.generate import generate
@@ -19,5 +20,5 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (train, memorize, ask, generate, evaluate, info, trace, experiment):
+for command in (train, memorize, ask, generate, evaluate, info, bench, trace, experiment):
     app.command()(command)

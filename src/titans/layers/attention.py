@@ -125,8 +125,12 @@ class Attention(Module):
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[B, n, d_model] that are no tokens of the stream -> keys (not rotated) and values, each [B, n, H, D]; the
         convolution is passed by."""
-        keys, values = self.kv(x).chunk(2, -1)
-        return self._heads(keys), self._heads(values)
+        keys, values = self.heads(self.kv(x))
+        return keys, values
+
+    def heads(self, projected: Tensor) -> list[Tensor]:
+        """Keys and values side by side [B, n, 2·d_model] -> each [B, n, H, D]."""
+        return [self._heads(part) for part in projected.chunk(2, -1)]
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.n_heads, self.head_dim))

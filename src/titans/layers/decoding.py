@@ -15,14 +15,17 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from titans.layers.attention import Attention, AttentionCache, AttentionState
 from titans.layers.convolution import ShortConvolution
 from titans.layers.neural_memory import NeuralMemory, NeuralMemoryState
+from titans.layers.vectors import compiled, eps_of, like, plain, step_linear
 from titans.ops.attention import apply_rotary, rotary_angles
 from titans.ops.memory import Tokens, decode, pick
+from titans.ops.memory.native import vectors
 from titans.ops.memory.native.step import StepSettings, StepToken
+from titans.ops.memory.native.vectors import AttendToken
 from titans.ops.memory.state import StepMemory
 from titans.ops.place import Place
 from titans.ops.rows import columns, flags, gather
@@ -62,8 +65,8 @@ def step_memory(
     Args:
         offset: tokens that the memory had read before each stream's first.
     """
-    projected = layer.qkv(x)
-    if _compiled(layer, projected, state):
+    projected = step_linear(layer.qkv, x, place)
+    if compiled(place, projected) and native(layer, projected, state.memory.tokens):
         return _step_compiled(layer, x, projected, state, place, offset)
     projected, tail = step_convolution(layer.conv, projected, state.tail, place)
     gates, delta = layer.gates(x)
@@ -72,24 +75,47 @@ def step_memory(
     return layer.output(y, x), StepNeuralMemory(memory, tail)
 
 
-def _compiled(layer: NeuralMemory, projected: Tensor, state: StepNeuralMemory) -> bool:
-    """May C++ do what lies between the projections?"""
-    if torch.compiler.is_compiling() or pick(layer.engine, layer.miras, projected.device)[0] != "native":
+def native(layer: NeuralMemory, projected: Tensor, state: Tensor) -> bool:
+    """May C++ do what lies between the projections, with a state of the dtype of ``state``?"""
+    if pick(layer.engine, layer.miras, projected.device)[0] != "native":
         return False
-    found = {projected.dtype, layer.read_norm.weight.dtype, state.memory.tokens.dtype}
-    return found <= {torch.float32} or found <= {torch.float64}
+    return projected.dtype == layer.read_norm.weight.dtype == state.dtype
 
 
 def _step_compiled(
     layer: NeuralMemory, x: Tensor, projected: Tensor, state: StepNeuralMemory, place: Place, offset: int
 ) -> tuple[Tensor, StepNeuralMemory]:
-    conv = None if layer.conv is None else layer.conv.weight
-    token = StepToken(projected, layer.gates.up(x), layer.read_gate(x), state.tail, conv)
-    norm = layer.read_norm
-    eps = torch.finfo(x.dtype).eps if norm.eps is None else norm.eps
-    settings = StepSettings(layer.gates.theta_max, layer.qkv_activation == "silu", norm.weight, eps)
+    conv, norm = None if layer.conv is None else layer.conv.weight, layer.read_norm
+    logits, gate = step_linear(layer.gates.up, x, place), step_linear(layer.read_gate, x, place)
+    token = StepToken(projected, state.tail, conv, logits, gate)
+    settings = StepSettings(layer.gates.theta_max, layer.qkv_activation == "silu", norm.weight, eps_of(norm, x))
     y, ready, memory, tail = decode.step_compiled(layer.rule, token, settings, state.memory, place, offset)
-    return layer.out(y) if ready else layer.output(y.unsqueeze(2), x), StepNeuralMemory(memory, tail)
+    y = step_linear(layer.out, y, place) if ready else layer.output(y.unsqueeze(2), x)
+    return y, StepNeuralMemory(memory, tail)
+
+
+def step_recall(
+    layer: NeuralMemory, x: Tensor, norm: nn.RMSNorm, conv: ShortConvolution | None, maps: tuple[Tensor, ...],
+    tail: Tensor | None, place: Place,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """A read of one query per row at weights, normalised.
+
+    Args:
+        layer: whose memory it is.
+        x: projected queries [B, 1, H·D].
+        norm: of what is found.
+        conv, tail: the convolution that the queries pass first, and its last inputs.
+        maps: W = φ(A) of the weights A, [B, H, out, in] each.
+
+    Returns:
+        [B, 1, H·D], and the convolution's new tail.
+    """
+    if compiled(place, x) and plain(x, norm) and native(layer, x, maps[0]):
+        token = StepToken(x, tail, None if conv is None else conv.weight)
+        settings = StepSettings(0.0, layer.qkv_activation == "silu", norm.weight, eps_of(norm, x))
+        return decode.read_compiled(layer.rule, token, settings, maps, place.active)
+    x, after = step_convolution(conv, x, tail, place)
+    return norm(decode.read(layer.rule, layer.normalise(x), maps).flatten(2)), after
 
 
 def begin_tail(tail: Tensor | None, seen: Sequence[int]) -> Tensor | None:
@@ -148,43 +174,51 @@ def end_attention(layer: Attention, state: StepAttention, seen: Sequence[int]) -
     return AttentionState(end_circle(circle, seen, min(max(seen), layer.window - 1)), state.tail)
 
 
-def step_attention(layer: Attention, x: Tensor, state: StepAttention, place: Place) -> tuple[Tensor, StepAttention]:
-    """``layer`` with a sliding window, over one token x [B, 1, d_model] of every row."""
-    width = layer.window
-    assert width is not None
-    (plain, keys, values), _, tail = project(layer, x, state.tail, place)
-    q, keys = rotated(layer, place, plain, keys)
-    fixed = state.cache.shape[2] - width
-    cache = place.put(
-        state.cache, place.column(width) + fixed, side_by_side(keys, values).to(state.cache), place.overwrites
-    )
-    hidden = place.once(("window", width, fixed), lambda: empty(place.read.unsqueeze(1), width, fixed))
-    return layer.out(attend(q, plain, cache, fixed, hidden)), StepAttention(cache, tail)
+def step_attention(
+    layer: Attention, x: Tensor, state: StepAttention, place: Place, segment: int = 0, beside: Tensor | None = None
+) -> tuple[Tensor, StepAttention]:
+    """``layer`` over one token x [B, 1, d_model] of every row: with a sliding window, or over a segment of MAC.
+
+    Args:
+        segment, beside: the segment's length, and a vector [B, 1, d_model] that belongs to the token: as many columns
+            for such vectors then stand before those for tokens.
+    """
+    size, times = (layer.window, 1) if beside is None else (segment, 2)
+    assert size is not None
+    fixed, column = state.cache.shape[2] - times * size, place.column(size)
+    last = place.read.unsqueeze(1) if beside is None else column
+    hidden = place.once(("hidden", size, fixed, times), lambda: empty(last, size, fixed, times))
+    in_place = place.overwrites if beside is None else place.extends(size)
+    angles = _angles(layer, place, x.dtype, segment or None)
+    # One pass over the weights for both.
+    pairs = step_linear(layer.kv, x if beside is None else torch.cat((x, beside), 1), place)
+    projected = torch.cat((step_linear(layer.q, x, place), pairs[:, :1]), -1)
+    other, conv = None if beside is None else pairs[:, 1:], layer.conv
+    if compiled(place, projected) and like(projected, state.cache) and (conv is None or like(projected, conv.weight)):
+        cache = state.cache if in_place else state.cache.clone()
+        token = AttendToken(projected, state.tail, None if conv is None else conv.weight, other, *angles)
+        y, tail = vectors.attend(token, cache, size, column, hidden, place.active)
+        return step_linear(layer.out, y, place), StepAttention(cache, tail)
+    projected, tail = step_convolution(conv, projected, state.tail, place)
+    q, *new = projected.unflatten(-1, (3, layer.n_heads, layer.head_dim)).unbind(2)
+    columns = column + fixed
+    if other is not None:
+        new = [torch.cat(x, 1) for x in zip(layer.heads(other), new, strict=True)]
+        columns = torch.cat((columns, columns + size), 1)
+    keys = apply_rotary(new[0], *(a.expand(-1, times, -1) for a in angles))
+    cache = place.put(state.cache, columns, side_by_side(keys, new[1]).to(state.cache), in_place)
+    y = attend(apply_rotary(q, *angles), q, cache, fixed, hidden)
+    return layer.out(y), StepAttention(cache, tail)
 
 
-def project(
-    layer: Attention, x: Tensor, tail: Tensor | None, place: Place, beside: Tensor | None = None
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor | None]:
-    """Queries, keys (neither rotated) and values of one token; keys and values of a vector that is no token of the
-    stream, ``beside`` [B, 1, d_model]; each [B, 1, H, D]. And the convolution's new tail."""
-    pairs = layer.kv(x if beside is None else torch.cat((x, beside), 1))  # one pass over the weights
-    projected, tail = step_convolution(layer.conv, torch.cat((layer.q(x), pairs[:, :1]), -1), tail, place)
-    own = projected.unflatten(-1, (3, layer.n_heads, layer.head_dim)).unbind(2)
-    other = pairs[:, 1:].unflatten(-1, (2, layer.n_heads, layer.head_dim)).unbind(2)
-    return own, other, tail
+def _angles(layer: Attention, place: Place, dtype: torch.dtype, modulo: int | None) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the token's position, within cells of ``modulo`` tokens; [B, 1, D / 2]."""
 
-
-def rotated(layer: Attention, place: Place, *vectors: Tensor, modulo: int | None = None) -> tuple[Tensor, ...]:
-    """Queries and keys [B, 1, H, D] turned by their token's position, within cells of ``modulo``."""
-
-    def angles() -> tuple[Tensor, Tensor]:
+    def make() -> tuple[Tensor, Tensor]:
         positions = place.read.unsqueeze(1) if modulo is None else place.column(modulo)
-        dtype = torch.promote_types(vectors[0].dtype, torch.float32)
-        found = rotary_angles(positions, layer.head_dim, layer.rope_base, dtype)
-        return tuple(x.expand(-1, len(vectors), -1) for x in found)  # type: ignore[return-value]
+        return rotary_angles(positions, layer.head_dim, layer.rope_base, torch.promote_types(dtype, torch.float32))
 
-    cos, sin = place.once(("angles", layer.head_dim, layer.rope_base, modulo, len(vectors)), angles)
-    return apply_rotary(torch.cat(vectors, 1), cos, sin).split(1, 1)
+    return place.once(("angles", layer.head_dim, layer.rope_base, modulo), make)
 
 
 def side_by_side(keys: Tensor, values: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from titans.layers.feedforward import FeedForward
 from titans.layers.module import Module
+from titans.layers.vectors import step_feedforward, step_norm
 from titans.models.config import TitansConfig
 from titans.models.registry import MIXERS
 from titans.ops.place import Place
@@ -38,6 +39,5 @@ class Block(Module):
 
     def step(self, x: Tensor, state: State, place: Place) -> tuple[Tensor, State]:
         """One token x [B, 1, d_model] of every row, in fixed shapes; ``state`` from the mixer's ``begin_steps``."""
-        mixed, after = self.mixer.step(self.mixer_norm(x), state, place)
-        x = x + mixed
-        return x + self.ffn(self.ffn_norm(x)), after
+        mixed, after = self.mixer.step(step_norm(self.mixer_norm, x, place), state, place)
+        return step_feedforward(self.ffn_norm, self.ffn, x + mixed, place), after

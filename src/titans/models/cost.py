@@ -82,7 +82,7 @@ def measure_cost(config: TitansConfig, longest: int = 1024) -> Cost:
     alike = {"n_layers": len(times), "vocab_size": 1, "memory_layers": (0,) if kinds else None}
     with torch.random.fork_rng(devices=[]):
         block = build_model(config.model_copy(update=alike))
-    block.eval().requires_grad_(False)
+    block.eval().requires_grad_(False).set_engine("chunked")  # the only one whose products the counter sees
     # Only the plain form of attention is made of products that the counter knows on every device.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         out = block(torch.zeros((1, tokens), dtype=torch.int64))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from titans.layers.vectors import step_linear, step_norm
 from titans.ops.place import Place
 from titans.state import State
 
@@ -94,13 +95,14 @@ def step(model: TitansModel, x: Tensor, state: StepState, place: Place) -> tuple
         place: where the rows stand, at ``state.read``.
 
     Returns:
-        what the head reads [B, 1, d_model], and the new state.
+        logits [B, 1, V], and the new state.
     """
     layers = []
     for block, old in zip(model.blocks, state.layers, strict=True):
         x, after = block.step(x, old, place)  # type: ignore[operator]
         layers.append(after)
-    return model.norm(x), StepState(tuple(layers), place.after)
+    hidden = step_norm(model.norm, x, place)
+    return step_linear(model.head, hidden, place), StepState(tuple(layers), place.after)
 
 
 @torch.no_grad()
@@ -144,8 +146,7 @@ class DecodingStep(nn.Module):
             logits [B, 1, V], and the new state.
         """
         place = Place(state.read, active, input_ids.device)
-        hidden, after = step(self.model, self.model.embedding(input_ids), state, place)
-        return self.model.head(hidden), after
+        return step(self.model, self.model.embedding(input_ids), state, place)
 
 
 def eager_from_a_state(forward: Call) -> Call:

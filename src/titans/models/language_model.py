@@ -202,11 +202,11 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
         place = Place(
             buffers.steps.read, active, x.device, appends=buffers.newest, overwrites=buffers.newest and buffers.given
         )
-        hidden, steps = step(self, x, buffers.steps, place)
-        hidden = hidden if active is None else hidden.masked_fill(~active.view(-1, 1, 1), 0)
+        logits, steps = step(self, x, buffers.steps, place)
+        logits = logits if active is None else logits.masked_fill(~active.view(-1, 1, 1), 0)
         if place.closes:  # weights change with chunks alone
             check_finite(steps.layers, [f"blocks.{i}" for i in range(len(steps.layers))], steps.read)
-        return ModelOutput(self.head(hidden), ModelState.of_buffers(buffers.then(steps), origin))
+        return ModelOutput(logits, ModelState.of_buffers(buffers.then(steps), origin))
 
     def _encode(
         self, x: Tensor, state: ModelState | None, rows: Rows, store: Tensor | None, all_hidden: bool

@@ -134,10 +134,9 @@ class MACMixer(Mixer):
         for block, part, stored in zip(grid.blocks, tokens.cut(grid), stores, strict=True):
             walk.take(block, part, stored)
         y, read = (grid.gather(torch.cat(pieces, 1)) if pieces else torch.zeros_like(x) for pieces in walk.pieces)
-        return self.gate(y, read), walk.state(tails, rows)
+        return self.gate(y, self.memory_norm(read)), walk.state(tails, rows)
 
     def gate(self, y: Tensor, read: Tensor) -> Tensor:
-        read = self.memory_norm(read)
         return y * (F.silu(read) + self.attention_through) + read * self.memory_through
 
     def _project(self, x: Tensor, tails: Tails, rows: Rows) -> tuple[Projected, Tails]:
@@ -182,11 +181,7 @@ class MACMixer(Mixer):
 
         No gate, and no output projection where the widths fit: attention's own projections follow.
         """
-        return self.context(self.memory.recall(queries, previous))
-
-    def context(self, recalled: Tensor) -> Tensor:
-        """A read of the memory [B, n, H·D] as attention takes it [B, n, d_model]."""
-        h = self.context_norm(recalled)
+        h = self.context_norm(self.memory.recall(queries, previous))
         return h if self.context_out is None else self.context_out(h)
 
     def fixed(self, previous: Maps, rows: int) -> tuple[Tensor, Tensor] | None:

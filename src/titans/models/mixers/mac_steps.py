@@ -14,15 +14,12 @@ from torch import Tensor
 from titans.layers.decoding import (
     StepAttention,
     StepNeuralMemory,
-    attend,
-    empty,
-    project,
-    rotated,
     side_by_side,
-    step_convolution,
+    step_attention,
     step_memory,
+    step_recall,
 )
-from titans.ops.memory import decode
+from titans.layers.vectors import step_linear, step_norm
 from titans.ops.place import Place, branch, choose, unchanged
 from titans.state import State
 
@@ -51,8 +48,15 @@ class StepMAC(State):
 
 def step_mac(mixer: MACMixer, x: Tensor, state: StepMAC, place: Place) -> tuple[Tensor, StepMAC]:
     """``mixer`` over one token x [B, 1, d_model] of every row."""
-    context, context_tail = step_convolution(mixer.context_conv, mixer.context_query(x), state.context_tail, place)
-    y, attention = _step_attention(mixer, x, context, state, place)
+    query = step_linear(mixer.context_query, x, place)
+    recalled = state.recalled or state.previous
+    h, context_tail = step_recall(
+        mixer.memory, query, mixer.context_norm, mixer.context_conv, recalled, state.context_tail, place
+    )
+    if mixer.context_out is not None:
+        h = step_linear(mixer.context_out, h, place)
+    y, attention = step_attention(mixer.attention, x, state.attention, place, mixer.segment, h)
+    y = step_norm(mixer.attention_norm, y, place)
     read, memory = step_memory(mixer.memory, y, state.memory, place)
     rows, some = place.ends(mixer.segment)
 
@@ -67,31 +71,12 @@ def step_mac(mixer: MACMixer, x: Tensor, state: StepMAC, place: Place) -> tuple[
     previous, recalled, caches = branch(some, close, _unclosed, given)
     attention = StepAttention(caches[0] if caches else attention.cache, attention.tail)
     after = StepMAC(memory, previous, recalled, context_tail, attention)
-    return mixer.gate(y, read), after
+    return mixer.gate(y, step_norm(mixer.memory_norm, read, place)), after
 
 
 def _unclosed(rows: Tensor, weights: Maps, used: Maps, *kept: Maps) -> tuple[Maps, ...]:
     """Nothing changes with a token inside a segment."""
     return tuple(tuple(map(unchanged, maps)) for maps in kept)
-
-
-def _step_attention(
-    mixer: MACMixer, x: Tensor, context: Tensor, state: StepMAC, place: Place
-) -> tuple[Tensor, StepAttention]:
-    """What is written of one token; ``context`` is its query for the last segment's memory [B, 1, d_model]."""
-    layer, size = mixer.attention, mixer.segment
-    recalled = decode.read(mixer.memory.rule, mixer.memory.normalise(context), state.recalled or state.previous)
-    h = mixer.context(recalled.flatten(2))
-    (plain, keys, values), (read_keys, read_values), tail = project(layer, x, state.attention.tail, place, beside=h)
-    q, read_keys, keys = rotated(layer, place, plain, read_keys, keys, modulo=size)
-    old = state.attention.cache
-    fixed = old.shape[2] - 2 * size
-    column = place.column(size) + fixed
-    new = side_by_side(torch.cat((read_keys, keys), 1), torch.cat((read_values, values), 1))
-    cache = place.put(old, torch.cat((column, column + size), 1), new.to(old), place.extends(size))
-    hidden = place.once(("segment", size, fixed), lambda: empty(place.column(size), size, fixed, 2))
-    y = mixer.attention_norm(layer.out(attend(q, plain, cache, fixed, hidden)))
-    return y, StepAttention(cache, tail)
 
 
 def _refixed(mixer: MACMixer, rows: Tensor, cache: Tensor, previous: Maps) -> Tensor:

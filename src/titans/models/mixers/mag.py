@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from titans.layers.attention import AttentionState
 from titans.layers.decoding import StepAttention, StepNeuralMemory, begin_attention, end_attention, step_attention
 from titans.layers.neural_memory import NeuralMemoryState
+from titans.layers.vectors import step_norm
 from titans.models.config import TitansConfig
 from titans.models.mixers.parts import PrefixedMemory, make_attention
 from titans.models.registry import Mixer
@@ -64,10 +65,9 @@ class MAGMixer(Mixer):
     def forward(self, x: Tensor, state: MAGState | None, rows: Rows, store: Tensor | None) -> tuple[Tensor, MAGState]:
         read, memory, _ = self.branch(x, None if state is None else state.memory, rows, store)
         y, attention = self.attention(x, None if state is None else state.attention, rows, self._always())
-        return self._gate(y, read), MAGState(memory, attention)
+        return self._gate(self.attention_norm(y), self.memory_norm(read)), MAGState(memory, attention)
 
     def _gate(self, y: Tensor, read: Tensor) -> Tensor:
-        y, read = self.attention_norm(y), self.memory_norm(read)
         return y * (F.silu(read) + self.attention_through) + read * self.memory_through
 
     def _always(self) -> Tensor | None:
@@ -83,6 +83,7 @@ class MAGMixer(Mixer):
     def step(self, x: Tensor, state: StepMAG, place: Place) -> tuple[Tensor, StepMAG]:
         read, memory = self.branch.step(x, state.memory, place)
         y, attention = step_attention(self.attention, x, state.attention, place)
+        y, read = step_norm(self.attention_norm, y, place), step_norm(self.memory_norm, read, place)
         return self._gate(y, read), StepMAG(memory, attention)
 
     def end_steps(self, state: StepMAG, seen: Sequence[int]) -> MAGState:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from titans.layers.attention import AttentionState
 from titans.layers.decoding import StepAttention, StepNeuralMemory, begin_attention, end_attention, step_attention
 from titans.layers.neural_memory import NeuralMemoryState
+from titans.layers.vectors import step_norm
 from titans.models.config import TitansConfig
 from titans.models.mixers.parts import PrefixedMemory, make_attention
 from titans.models.registry import Mixer
@@ -80,7 +81,7 @@ class MALMixer(Mixer):
 
     def step(self, x: Tensor, state: StepMAL, place: Place) -> tuple[Tensor, StepMAL]:
         y, memory = self.branch.step(x, state.memory, place)
-        out, attention = step_attention(self.attention, self.norm(y), state.attention, place)
+        out, attention = step_attention(self.attention, step_norm(self.norm, y, place), state.attention, place)
         return out, StepMAL(memory, attention, state.persistent)
 
     def end_steps(self, state: StepMAL, seen: Sequence[int]) -> MALState:

@@ -26,7 +26,7 @@ from titans.miras import MirasConfig
 from titans.ops.memory.chunk_rule import ChunkRule
 from titans.ops.memory.chunked import decays_of, fold, read_chunk
 from titans.ops.memory.decay import Decay
-from titans.ops.memory.native.step import StepSettings, StepToken, step_rows
+from titans.ops.memory.native.step import StepSettings, StepToken, recall_rows, step_rows
 from titans.ops.memory.rule import Maps, RowRule, Rule
 from titans.ops.memory.scan import memory_start
 from titans.ops.memory.state import MemoryState, OpenChunk, StepMemory
@@ -225,6 +225,14 @@ def read(rule: Rule, q: Tensor, used: Maps) -> Tensor:
         flat = q.to(used[0].dtype).transpose(1, 2).flatten(0, 1)
         y = bound.value(flat, bound.applied(_flat(used)))
         return y.unflatten(0, (batch, heads)).transpose(1, 2).to(q.dtype)
+
+
+def read_compiled(
+    rule: Rule, token: StepToken, settings: StepSettings, used: Maps, active: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """`recall_rows` of a layer's rule, which the native engine must know."""
+    known = ChunkRule.of(rule.miras, rule.chunk_size, rule.initial, *(rule.norm or (None, None)))
+    return recall_rows(known, token, settings, used, active)
 
 
 def shown(rule: Rule, weights: Maps) -> Maps:

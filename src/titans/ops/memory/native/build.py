@@ -15,7 +15,9 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).parent
-SOURCES = ("scan.cpp", "backward.h", "forward.h", "scratch.h", "step.h", "row.h", "kernels.h")
+SOURCES = (
+    "scan.cpp", "backward.h", "forward.h", "attend.h", "step.h", "vectors.h", "scratch.h", "row.h", "kernels.h",
+)  # fmt: skip
 # Not -ffast-math: it would make the whole process flush denormal numbers to zero.
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
          "-fassociative-math", "-freciprocal-math", "-fopenmp", "-fPIC", "-shared")  # fmt: skip
@@ -103,11 +105,15 @@ def _processor() -> str:
 
 
 def _declare(found: ctypes.CDLL) -> ctypes.CDLL:
-    sizes, pointers = ctypes.POINTER(ctypes.c_int64), ctypes.POINTER(ctypes.c_void_p)
+    sizes, numbers = ctypes.POINTER(ctypes.c_int64), ctypes.POINTER(ctypes.c_double)
+    pointers = ctypes.POINTER(ctypes.c_void_p)
     found.titans_scan.argtypes = [sizes, pointers, ctypes.c_int, ctypes.c_int, ctypes.c_int]
     found.titans_scan.restype = ctypes.c_int
-    found.titans_step.argtypes = [sizes, ctypes.POINTER(ctypes.c_double), pointers, ctypes.c_int, ctypes.c_int]
-    found.titans_step.restype = ctypes.c_int
+    found.titans_step.argtypes = [sizes, numbers, pointers, ctypes.c_int, ctypes.c_int, ctypes.c_int]
+    found.titans_attend.argtypes = [sizes, pointers, ctypes.c_int, ctypes.c_int]
+    found.titans_vectors.argtypes = [sizes, ctypes.c_double, pointers, ctypes.c_int, ctypes.c_int, ctypes.c_int]
+    for function in (found.titans_step, found.titans_attend, found.titans_vectors):
+        function.restype = ctypes.c_int
     found.titans_scan_acts.argtypes = [sizes]
     found.titans_scan_acts.restype = ctypes.c_int64
     return found

@@ -1,7 +1,7 @@
 // One token of every row, in place: a column more of the open chunk, row t of its kernels, and the read right after the
 // write (decode.py has the formulas). What a chunk's end costs is not in here.
 #pragma once
-#include "scratch.h"
+#include "vectors.h"
 
 // B samples of `heads` rows, C columns of n numbers, head width D, hidden width H (D where the memory is one matrix).
 // pulls: reads do not see the forgetting of the weights at the chunk's start. sums: C, and one more with momentum.
@@ -55,6 +55,17 @@ template <class T>
   }
 }
 
+// M(x) from f(x) = o: o itself, or with the wrapper's gain x + LN(o) gain + bias; n is scratch.
+template <class T>
+void wrapped(const T* x, const T* o, const T* gain, const T* bias, T* n, T* y, long D) {
+  if (!gain) {
+    std::memcpy(y, o, sizeof(T) * D);
+    return;
+  }
+  normalise(o, n, D);
+  for (long i = 0; i < D; i++) y[i] = x[i] + n[i] * gain[i] + bias[i];
+}
+
 template <class T>
 class Step {
  public:
@@ -65,7 +76,7 @@ class Step {
     if (t.active && !t.active[sample]) {
       std::memset(y, 0, sizeof(T) * s.D);
       std::memset(q, 0, sizeof(T) * s.D);
-      for (long part = 0; part < 3; part++) remember(part, false);
+      for (long part = 0; part < 3; part++) kept_inputs(part, false);
       return;
     }
     at = t.column[sample];
@@ -73,9 +84,9 @@ class Step {
     T *column = tokens(at), *a = column, *error = column + s.D;
     const T *k = column, *b = q;
     const T longest = std::sqrt(T(s.D));
-    convolve(0, q), convolve(1, column), convolve(2, x.v);
-    limit(q, 1, 1e-12), limit(column, 1, 1e-12);
-    if (s.norm) limit(x.v, longest, longest);
+    convolved(0, q), convolved(1, column), convolved(2, x.v);
+    limit(q, s.D, T(1), T(1e-12)), limit(column, s.D, T(1), T(1e-12));
+    if (s.norm) limit(x.v, s.D, longest, longest);
     if (s.two()) {
       a = column + s.D, error = column + s.D + 2 * s.H;
       apply(map(t.first), k, q, x.z, x.h, s.H, s.D);
@@ -109,40 +120,23 @@ class Step {
   const T* map(const T* maps) const { return maps ? maps + g * s.H * s.D : nullptr; }
 
   // q, k or v of this head, out of the convolution.
-  void convolve(long part, T* out) const {
+  void convolved(long part, T* out) const {
     const long wide = 3 * s.d(), first = part * s.d() + head * s.D;
-    const T* now = t.projected + sample * wide + first;
-    if (!t.conv) {
-      std::memcpy(out, now, sizeof(T) * s.D);
-    } else {
-      const T *w = t.conv + first, *past = t.tail + sample * (s.kernel - 1) * wide + first;
-      std::memset(out, 0, sizeof(T) * s.D);
-      for (long j = 0; j < s.kernel; j++) {
-        const T* in = j + 1 < s.kernel ? past + j * wide : now;
-        for (long i = 0; i < s.D; i++) out[i] += w[j * wide + i] * in[i];
-      }
-      remember(part, true);
-    }
-    if (s.silu)
-      for (long i = 0; i < s.D; i++) out[i] = out[i] / (1 + exponential(-out[i]));
+    const T *now = t.projected + sample * wide, *tail = t.tail + sample * (s.kernel - 1) * wide;
+    if (!t.conv)
+      std::memcpy(out, now + first, sizeof(T) * s.D);
+    else
+      convolve(now, tail, t.conv, s.kernel, wide, first, s.D, out);
+    kept_inputs(part, true);
+    if (s.silu) silu(out, s.D);
   }
 
   // The convolution's new tail; the old one where no token comes.
-  void remember(long part, bool comes) const {
-    const long wide = 3 * s.d(), first = part * s.d() + head * s.D, held = s.kernel - 1;
-    if (!t.conv || !held) return;
-    const T* past = t.tail + sample * held * wide + first;
-    T* out = t.new_tail + sample * held * wide + first;
-    for (long j = 0; j < held; j++) {
-      const T* in = !comes ? past + j * wide : j + 1 < held ? past + (j + 1) * wide : t.projected + sample * wide + first;
-      std::memcpy(out + j * wide, in, sizeof(T) * s.D);
-    }
-  }
-
-  // x to the given length, or where `least` is that length too, no longer than it.
-  void limit(T* x, T length, T least) const {
-    const T found = std::sqrt(dot(x, x, s.D)), scale = length / (found > least ? found : least);
-    for (long i = 0; i < s.D; i++) x[i] *= scale;
+  void kept_inputs(long part, bool comes) const {
+    if (!t.conv) return;
+    const long wide = 3 * s.d(), held = sample * (s.kernel - 1) * wide;
+    remember(t.projected + sample * wide, t.tail + held, s.kernel, wide, part * s.d() + head * s.D, s.D, comes,
+             t.new_tail + held);
   }
 
   T gate(long which) const {
@@ -210,15 +204,9 @@ class Step {
     }
   }
 
-  // M(q) from f(q).
   void finish(const T* q, T* y) const {
-    if (!s.norm) {
-      std::memcpy(y, x.o, sizeof(T) * s.D);
-      return;
-    }
-    const T *gain = t.gain + head * s.D, *bias = t.bias + head * s.D;
-    normalise(x.o, x.n, s.D);
-    for (long i = 0; i < s.D; i++) y[i] = q[i] + x.n[i] * gain[i] + bias[i];
+    const long first = head * s.D;
+    wrapped(q, x.o, s.norm ? t.gain + first : nullptr, t.bias + first, x.n, y, s.D);
   }
 };
 
@@ -226,8 +214,32 @@ class Step {
 template <class T>
 void gated(const StepShape& s, const StepTensors<T>& t, long sample) {
   const long d = s.d();
-  const T *y = t.y + sample * d, *gate = t.gate + sample * d;
-  const T rms = 1 / std::sqrt(dot(y, y, d) / d + T(s.eps));
+  const T* gate = t.gate + sample * d;
   T* out = t.out + sample * d;
-  for (long i = 0; i < d; i++) out[i] = y[i] * rms * t.scale[i] / (1 + exponential(-gate[i]));
+  rms_norm(t.y + sample * d, t.scale, out, d, s.eps);
+  for (long i = 0; i < d; i++) out[i] /= 1 + exponential(-gate[i]);
+}
+
+// A read of q at given weights, between its projection and what follows the norm: of StepShape and StepTensors what is
+// named here, all [B, d] wide where a step's are three times that. y is written to `out`.
+template <class T>
+void recall(const StepShape& s, const StepTensors<T>& t, long g, Arena<T>& arena) {
+  StepScratch<T> x(s, arena);
+  const long sample = g / s.heads, head = g % s.heads, d = s.d(), first = head * s.D, held = sample * (s.kernel - 1) * d;
+  const T *now = t.projected + sample * d, *in = x.v;
+  if (!t.conv) {
+    std::memcpy(x.v, now + first, sizeof(T) * s.D);
+  } else {
+    convolve(now, t.tail + held, t.conv, s.kernel, d, first, s.D, x.v);
+    remember(now, t.tail + held, s.kernel, d, first, s.D, !t.active || t.active[sample], t.new_tail + held);
+  }
+  if (s.silu) silu(x.v, s.D);
+  limit(x.v, s.D, T(1), T(1e-12));
+  if (s.two()) {
+    apply(t.first + g * s.H * s.D, in, x.z, s.H, s.D);
+    activate<false, false>(s.activation, x.z, x.b, (T*)nullptr, (T*)nullptr, s.H);
+    in = x.b;
+  }
+  apply(t.last + g * s.H * s.D, in, x.o, s.D, s.H);
+  wrapped(x.v, x.o, s.norm ? t.gain + first : nullptr, t.bias + first, x.n, t.out + sample * d + first, s.D);
 }

@@ -1,4 +1,4 @@
-"""One token of every row through a memory layer, between its projections, in C++."""
+"""One token of every row through a memory layer, between its projections, in C++; and a read at given weights."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from titans.ops.memory.chunk_rule import ChunkRule
 from titans.ops.memory.native.build import library
 from titans.ops.memory.native.native import ACTIVATIONS
+from titans.ops.memory.native.vectors import check, pack
 from titans.ops.memory.state import StepMemory
 
 
@@ -20,16 +21,16 @@ class StepToken:
 
     Attributes:
         projected: q, k and v before the convolution, [B, 1, 3 d].
-        logits: of θ, η and α as far as there are such, [B, 1, H] each, side by side.
-        gate: the logits of the output's gate, [B, 1, d].
         tail, conv: the convolution's last inputs [B, K-1, 3 d] and its weights [K, 3 d]; None without one.
+        logits: of θ, η and α as far as there are such, [B, 1, H] each, side by side; None for a read.
+        gate: the logits of the output's gate, [B, 1, d]; None for a read.
     """
 
     projected: Tensor
-    logits: Tensor
-    gate: Tensor
     tail: Tensor | None
     conv: Tensor | None
+    logits: Tensor | None = None
+    gate: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def step_rows(
     """
     batch, heads, size, numbers = state.tokens.shape
     hidden, width = state.weights[-1].shape[-1], state.weights[-1].shape[-2]
+    assert token.gate is not None
     q = token.gate.new_empty(batch, heads, width)
     y, out = torch.empty_like(q), torch.empty_like(token.gate, memory_format=torch.contiguous_format)
     tail = None if token.tail is None else torch.empty_like(token.tail, memory_format=torch.contiguous_format)
@@ -73,9 +75,42 @@ def step_rows(
         *(rule.gain is not None, bool(state.momentum), state.kernel.shape[2]),
         *(1 if token.conv is None else len(token.conv), settings.silu, state.retained is not None),
     )
-    sizes = (ctypes.c_int64 * len(shape))(*shape)
-    floats = (ctypes.c_double * 2)(settings.theta_max, settings.eps)
-    pointers = (ctypes.c_void_p * len(places))(*(None if x is None else x.data_ptr() for x in places))
-    if library().titans_step(sizes, floats, pointers, q.dtype == torch.float64, torch.get_num_threads()):
-        raise RuntimeError("the native engine got no memory for its scratch space")
+    _call(shape, settings, places, reads=False)
     return q, y, out, tail
+
+
+def recall_rows(
+    rule: ChunkRule, token: StepToken, settings: StepSettings, weights: tuple[Tensor, ...], active: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Read a vector per row at the weights W = φ(A), and normalise what is found.
+
+    Args:
+        rule: as in `step_rows`.
+        token: ``projected`` [B, 1, d] is the query alone, ``tail`` and ``conv`` are as wide; neither logits nor gate.
+        settings: the norm's ``scale`` and ``eps`` are those of what is found.
+        weights: [B, H, out, in] per map.
+        active: bool [B], False for rows whose convolution sees no token.
+
+    Returns:
+        [B, 1, d], and the convolution's new tail.
+    """
+    batch, heads, width, hidden = weights[-1].shape
+    out = torch.empty_like(token.projected, memory_format=torch.contiguous_format)
+    tail = None if token.tail is None else torch.empty_like(token.tail, memory_format=torch.contiguous_format)
+    maps = weights if rule.activation else (None, *weights)
+    given = (token.projected, token.tail, token.conv, None, None, settings.scale, rule.gain, rule.bias, *maps, active)
+    *kept, active = (None if x is None else x.contiguous() for x in given)
+    places = (*kept, *[None] * 8, out, tail, None, active)
+    shape = (
+        *(batch, heads, 0, 0, width, hidden, ACTIVATIONS.index(rule.activation), 0, rule.gain is not None, 0, 0),
+        *(1 if token.conv is None else len(token.conv), settings.silu, 0),
+    )
+    _call(shape, settings, places, reads=True)
+    return out, tail
+
+
+def _call(shape: tuple[int, ...], settings: StepSettings, places: tuple[Tensor | None, ...], reads: bool) -> None:
+    sizes, pointers = pack(shape, places)
+    floats = (ctypes.c_double * 2)(settings.theta_max, settings.eps)
+    double = settings.scale.dtype == torch.float64
+    check(library().titans_step(sizes, floats, pointers, double, reads, torch.get_num_threads()))
