@@ -89,6 +89,28 @@ def test_callers_of_a_model_get_one_clear_error(name):
         MODEL_CALLS[name](build_model(TitansConfig(**MODEL)))
 
 
+def test_a_state_on_another_device_names_both():
+    model = build_model(TitansConfig(**MODEL)).eval()
+    with torch.no_grad():
+        _, decoded = model(IDS), model(IDS[:, :1], state=model(IDS).state).state  # as layers, and as buffers
+    for state in (model(IDS).state, decoded):
+        for call in (model, model.generate):
+            with pytest.raises(ValueError, match=r"state.layers\[0\].* is on meta, the model's block 0 on cpu"):
+                call(IDS, state=state.to("meta"))
+    model.to("meta")
+    with pytest.raises(ValueError, match="is on cpu, the model's block 0 on meta"):
+        model(IDS.to("meta"), state=decoded)
+
+
+def test_a_layers_state_on_another_device_names_both():
+    memory, x = NeuralMemory(16), torch.ones(1, 3, 16)
+    state = memory(x, return_state=True)[1]
+    with pytest.raises(ValueError, match=r"state.memory.* is on meta, x on cpu"):
+        memory(x, state=state.to("meta"))
+    with pytest.raises(ValueError, match=r"state.memory.* is on cpu, x on meta"):
+        memory.to("meta")(x.to("meta"), state=state)
+
+
 @pytest.mark.parametrize("memory", ["resett", "none", None, True])
 def test_a_memory_mode_that_is_none_is_refused_and_the_model_left_as_it_was(memory):
     model = build_model(TitansConfig(**MODEL)).train()
