@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from titans.data.sources import CORPORA, corpus
-from titans.names import suggestion
+from titans.names import path_of, suggestion
 
 SPLITS = ("train", "validation", "test")
 SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -66,11 +66,9 @@ def load_documents(
     """
     if split not in SPLITS:
         raise ValueError(f"split: {split!r} is none of {', '.join(SPLITS)}{suggestion(split, SPLITS)}")
+    path = path_of("source", source).expanduser()
     if source in CORPORA:
         return CORPORA[str(source)](split, data_dir)
-    if not str(source):
-        raise ValueError("source: is empty; name a corpus, a file or a folder")
-    path = Path(source).expanduser()
     if not path.exists():
         raise FileNotFoundError(
             f"source: {str(source)!r} is neither {', '.join(CORPORA)} nor an existing file or folder"

@@ -8,13 +8,13 @@ import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from titans.data.corpora import SUFFIXES, not_utf8, read_jsonl, read_parquet
 from titans.data.tokenizers import ByteTokenizer, Tokenizer, byte_positions, whole_characters
+from titans.names import path_of
 
 STDIN = "-"
 BLOCK = 2**16  # characters that are tokenised at once
@@ -39,7 +39,7 @@ class TextInput:
 
     def __init__(self, name: str, text_field: str = "text"):
         self.name, self.text_field, self.bytes = name, text_field, 0
-        self.path = None if name == STDIN else Path(name)
+        self.path = None if name == STDIN else path_of("input", name)
         self.size: int | None = None
         self._digest = hashlib.sha256()
         if self.path is None:

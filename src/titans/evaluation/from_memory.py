@@ -16,6 +16,7 @@ from titans.evaluation.reading import MOST_ROWS, answer
 from titans.evaluation.task import EvaluationError
 from titans.files import hash_tensors
 from titans.models import ModelState, TitansModel
+from titans.names import path_of
 from titans.state import encode
 
 COLUMNS = {
@@ -57,7 +58,7 @@ def read_questions(path: str | Path) -> list[tuple[str, str]]:
     Raises:
         EvaluationError: a line is something else, or there is none, or the file is not UTF-8.
     """
-    content, found = Path(path).read_bytes(), []
+    content, found = path_of("path", path).read_bytes(), []
     try:
         text = content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:
