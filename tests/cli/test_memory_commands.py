@@ -278,9 +278,23 @@ def test_what_a_command_cannot_use_is_named(place, tmp_path, capsys):
     assert "--device: meta holds no numbers" in refused(
         capsys, "memorize", *read, "--output", tmp_path / "m", "--device", "meta"
     )
+    for device in ("cpu:7", "cpu:"):
+        words = ["memorize", *read, "--output", tmp_path / "m", "--device", device]
+        assert f"--device: {device} is not there" in refused(capsys, *words)
     assert "--set: changes a configuration" in refused(capsys, "info", "--memory", place / "memory", "--set", "a=1")
     tokens = ["--max-tokens", "9", "--max-tokens", "1"]
     assert "got 1 (see" in refused(capsys, "trace", *read, "--output", tmp_path / "t.html", *tokens)
+
+
+def test_what_is_no_regular_file_is_said_to_be_none(place, tmp_path, capsys):
+    model = ["--model", place / "model"]
+    assert "'/dev/null' is not a regular file" in refused(capsys, "info", "--memory", "/dev/null")
+    append = ["--input", place / "text.txt", "--output", tmp_path / "m", "--append", "/dev/null"]
+    assert "'/dev/null' is not a regular file" in refused(capsys, "memorize", *model, *append)
+    assert "model folder '/dev/null' is not a folder" in refused(capsys, "ask", "--model", "/dev/null")
+    (tmp_path / "run.yaml").write_text("model: {vocab_size: 256, d_model: 16, n_layers: 1, chunk_size: 8}\n")
+    words = ["--config", tmp_path / "run.yaml", "--set", "data.source=/dev/null", "--output", tmp_path / "run"]
+    assert "/dev/null is neither a regular file nor a folder" in refused(capsys, "train", *words)
 
 
 def test_a_name_in_a_memory_file_moves_no_cursor(place, tmp_path, capsys):

@@ -130,6 +130,8 @@ def _files_of(path: Path) -> list[Path]:
         if path.suffix not in SUFFIXES:
             raise ValueError(f"source: {path} is none of {', '.join(SUFFIXES)}")
         return [path]
+    if not path.is_dir():
+        raise ValueError(f"source: {path} is neither a regular file nor a folder")
     files = sorted(file for file in _walk(path) if file.suffix in SUFFIXES and file.is_file())
     if not files:
         raise ValueError(f"source: folder {path} holds no {', '.join(SUFFIXES)} file")

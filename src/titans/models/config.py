@@ -259,7 +259,7 @@ class TitansConfig(CheckedModel):
         return copy
 
     def check_built(self, built: TitansConfig) -> None:
-        """Raise a ValueError that names the first field with which a model of ``built`` would compute something else."""
+        """Raise a ValueError that names the first field in which the model of ``built`` computes something else."""
         has = built.to_dict()
         for name, value in self.to_dict().items():
             if name not in FREE and value != has[name]:

@@ -209,7 +209,8 @@ def _told(folder: str | Path) -> dict[str, Any]:
     """The folder's ``config.json``."""
     path = Path(folder) / CONFIG
     if not path.is_file():
-        raise FileNotFoundError(f"model folder {str(folder)!r} has no {CONFIG}")
+        wrong = f"has no {CONFIG}" if Path(folder).is_dir() or not os.path.lexists(folder) else "is not a folder"
+        raise FileNotFoundError(f"model folder {str(folder)!r} {wrong}")
     try:
         told = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=each_key_once)
     except (ValueError, RecursionError) as error:
