@@ -1,6 +1,7 @@
 """Bad arguments of Python callers: each ends in one error that names the argument."""
 
 import re
+from functools import cache
 
 import pytest
 import torch
@@ -87,6 +88,84 @@ MODEL_CALLS = {
 def test_callers_of_a_model_get_one_clear_error(name):
     with pytest.raises(ValueError, match=name.split()[0].replace("prompt", "prompt|input_ids")):
         MODEL_CALLS[name](build_model(TitansConfig(**MODEL)))
+
+
+@cache
+def _paths():
+    """Every call that takes a path, by the argument's name; imports are late, since some need extras."""
+    from titans import load_memory
+    from titans.data import HuggingFaceTokenizer
+    from titans.evaluation import evaluate
+    from titans.evaluation.from_memory import read_questions
+    from titans.files import hash_file, write_whole
+    from titans.hf import TitansForCausalLM, TitansHFConfig, load_graft
+    from titans.models import MemoryFile, ModelState, TitansModel, load_model
+    from titans.reading import Job
+    from titans.training.config import TrainConfig, load_model_config
+    from titans.training.data import load_saved_tokenizer
+
+    config = TitansConfig(**MODEL)
+    model = build_model(config)
+    state = model(IDS).state
+    return {
+        "path": (
+            load_model, TitansModel.from_pretrained, model.save_pretrained, ModelState.load, state.save,
+            MemoryFile.open, MemoryFile(state).save, lambda v: load_memory(v, model), TitansConfig.from_json,
+            TitansConfig.from_yaml, config.to_json, config.to_yaml, TrainConfig.load, TrainConfig(model=config).to_yaml,
+            load_model_config, HuggingFaceTokenizer, read_questions, hash_file, lambda v: write_whole(v, print),
+        ),
+        "folder": (lambda v: load_graft(None, v),),
+        "save_directory": (TitansForCausalLM(TitansHFConfig(config)).save_pretrained,),
+        "model_dir": (load_saved_tokenizer,),
+        "source": (load_documents,),
+        "tokenizer": (load_tokenizer,),
+        "output": (lambda v: Job(("a",), v), lambda v: v is None or evaluate(model, load_tokenizer(), ["ppl"], [64],
+            output=v)),
+        "append": (lambda v: v is None or Job(("a",), "b", v),),
+        "data_dir": (lambda v: v is None or load_documents("enwik8", data_dir=v),),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [None, 3, 0, True, b"x", [], ""])
+def test_what_is_no_path_is_named(value, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    for name, calls in _paths().items():
+        for at, call in enumerate(calls):
+            try:
+                if call(value) is not True:
+                    found[name, at] = "nothing"
+            except ValueError as error:
+                if not re.search(rf"{name}( must be a path|: is empty|: '' is)", str(error)):
+                    found[name, at] = error
+            except Exception as error:
+                found[name, at] = error
+    if value is None:
+        for optional in (("output", 1), ("append", 0), ("data_dir", 0)):
+            found.pop(optional, None)
+    assert not found and not list(tmp_path.iterdir())
+
+
+def test_a_state_on_another_device_names_both():
+    model = build_model(TitansConfig(**MODEL)).eval()
+    with torch.no_grad():
+        _, decoded = model(IDS), model(IDS[:, :1], state=model(IDS).state).state  # as layers, and as buffers
+    for state in (model(IDS).state, decoded):
+        for call in (model, model.generate):
+            with pytest.raises(ValueError, match=r"state.layers\[0\].* is on meta, the model's block 0 on cpu"):
+                call(IDS, state=state.to("meta"))
+    model.to("meta")
+    with pytest.raises(ValueError, match="is on cpu, the model's block 0 on meta"):
+        model(IDS.to("meta"), state=decoded)
+
+
+def test_a_layers_state_on_another_device_names_both():
+    memory, x = NeuralMemory(16), torch.ones(1, 3, 16)
+    state = memory(x, return_state=True)[1]
+    with pytest.raises(ValueError, match=r"state.memory.* is on meta, x on cpu"):
+        memory(x, state=state.to("meta"))
+    with pytest.raises(ValueError, match=r"state.memory.* is on cpu, x on meta"):
+        memory.to("meta")(x.to("meta"), state=state)
 
 
 @pytest.mark.parametrize("memory", ["resett", "none", None, True])

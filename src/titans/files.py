@@ -17,6 +17,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from titans.names import path_of
+
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` make a file or folder beside ``path``, then move it there; an old one is replaced.
@@ -32,7 +34,7 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
     Raises:
         OSError: the place cannot be written, and names it; what was there before is still there.
     """
-    path = Path(os.path.realpath(path))
+    path = Path(os.path.realpath(path_of("path", path)))
     with naming(path):
         _write_whole(path, write)
 
@@ -115,7 +117,7 @@ def open_to_umask(folder: Path) -> None:
 def hash_file(path: str | Path) -> str:
     """SHA-256 of a file's content."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with path_of("path", path).open("rb") as file:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()

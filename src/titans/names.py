@@ -1,9 +1,11 @@
-"""What to say of a name that nobody knows."""
+"""Names that callers give: what to say of one that nobody knows, and of a path that is none."""
 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 
 def unknown(what: str, value: object, known: Iterable[str]) -> str:
@@ -18,3 +20,16 @@ def suggestion(value: object, known: Iterable[str]) -> str:
     by_sound = {name.lower(): name for name in known}
     close = difflib.get_close_matches(value.lower(), by_sound, n=1) if isinstance(value, str) else []
     return f", did you mean {by_sound[close[0]]!r}?" if close else ""
+
+
+def path_of(argument: str, value: object) -> Path:
+    """The path that a caller gave.
+
+    Raises:
+        ValueError: it is neither a string nor a path, or empty, which is not the working directory.
+    """
+    if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
+        raise ValueError(f"{argument} must be a path, a string or an os.PathLike, got {value!r:.100}")
+    if not os.fspath(value):
+        raise ValueError(f"{argument}: is empty; name a file or a folder, '.' for this one")
+    return Path(value)

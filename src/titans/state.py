@@ -206,6 +206,18 @@ def numbers(count: Tensor) -> tuple[int, ...]:
     return tuple(count.tolist()) if known is None else known
 
 
+def check_place(state: Any, device: torch.device, what: str, path: str = "state") -> None:
+    """Raise a ValueError that names the first tensor of ``state``, counts left out, which lies on another device than
+    ``what``, the part of a model that reads it."""
+
+    def check(leaf: Leaf, x: Tensor) -> Tensor:
+        if not _is_count(x) and x.device != device:
+            raise ValueError(f"{leaf.path} is on {x.device}, {what} on {device}: move it there with state.to(...)")
+        return x
+
+    walk(check, state, path=path)
+
+
 def check_rows(state: State) -> None:
     """Raise a ValueError that names the first tensor which is no part of a sound state: its number of rows is not that
     of the others, it is a count below 0, or it is neither a count nor floating point."""

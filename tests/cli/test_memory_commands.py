@@ -110,7 +110,7 @@ def test_ask_answers_each_question_from_the_memory(place, monkeypatch, capsys):
     words = ["--model", place / "model", "--memory", place / "memory", "--max-new-tokens", 12]
     one = ask(monkeypatch, capsys, "who?\n", *words)
     two = ask(monkeypatch, capsys, "what is it?\n", *words)
-    assert ask(monkeypatch, capsys, "who?\n\nwhat is it?", *words) == one + two
+    assert ask(monkeypatch, capsys, "who?\n\nwhat is it?", *words) == one + "\n" + two  # a line each
     model = load_model(place / "model").eval()
     memory = load_memory(place / "memory", model)
     prompt = torch.tensor([list(b"\nwho?")])
@@ -253,8 +253,32 @@ def test_other_encodings_are_named_not_read(place, tmp_path, capsys, monkeypatch
         (tmp_path / f"wide.{suffix}").write_bytes("the quick brown fox".encode("utf-16"))
         words = ["memorize", "--model", place / "model", "--input", tmp_path / f"wide.{suffix}"]
         assert "is UTF-16, texts must be UTF-8" in refused(capsys, *words, "--output", tmp_path / "m")
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
-    assert "standard input is no text in UTF-8" in refused(capsys, "ask", "--model", place / "model")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n\n" + BROKEN), errors="surrogateescape"))
+    run("ask", "--model", place / "model", code=2)
+    shown = capsys.readouterr()
+    assert shown.out == "\n\n" and shown.err.startswith("titans: standard input: not UTF-8 at byte 5;")
+
+
+BROKEN = b"caf\xe9 au lait\n"
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.md", "a"])
+def test_a_text_that_is_not_utf8_is_one_line_with_the_byte_in_every_command(place, tmp_path, capsys, name):
+    good = b'{"text": "' if name == "a.jsonl" else "é".encode() * 40_000  # the fault lies in a later block
+    (text := tmp_path / name).write_bytes(good + BROKEN)
+    at = f"{name}: not UTF-8 at byte {len(good) + 3:,};"
+    read = ["--model", place / "model", "--input", text, "--output"]
+    assert at in refused(capsys, "memorize", *read, tmp_path / "m")
+    assert at in refused(capsys, "trace", *read, tmp_path / "t.html", "--max-tokens", 100_000)
+    ask_these = ["--memory", place / "memory", "--output", tmp_path / "out", "--questions", text]
+    assert at in refused(capsys, "evaluate", "--model", place / "model", *ask_these)
+    if name in ("a.txt", "a.jsonl"):
+        words = ["--text", text, "--output", tmp_path / "out", "--tasks", "ppl", "--lengths", "64"]
+        assert at in refused(capsys, "evaluate", "--model", place / "model", *words)
+        (tmp_path / "run.yaml").write_text("model: {vocab_size: 256, d_model: 16, n_layers: 1, chunk_size: 8}\n")
+        words = ["--config", tmp_path / "run.yaml", "--set", f"data.source={text}", "--output", tmp_path / "run"]
+        assert at in refused(capsys, "train", *words)
+    assert {path.name for path in tmp_path.iterdir()} <= {name, "run.yaml"}
 
 
 def test_what_a_command_cannot_use_is_named(place, tmp_path, capsys):
@@ -262,9 +286,23 @@ def test_what_a_command_cannot_use_is_named(place, tmp_path, capsys):
     assert "--device: meta holds no numbers" in refused(
         capsys, "memorize", *read, "--output", tmp_path / "m", "--device", "meta"
     )
+    for device in ("cpu:7", "cpu:"):
+        words = ["memorize", *read, "--output", tmp_path / "m", "--device", device]
+        assert f"--device: {device} is not there" in refused(capsys, *words)
     assert "--set: changes a configuration" in refused(capsys, "info", "--memory", place / "memory", "--set", "a=1")
     tokens = ["--max-tokens", "9", "--max-tokens", "1"]
     assert "got 1 (see" in refused(capsys, "trace", *read, "--output", tmp_path / "t.html", *tokens)
+
+
+def test_what_is_no_regular_file_is_said_to_be_none(place, tmp_path, capsys):
+    model = ["--model", place / "model"]
+    assert "'/dev/null' is not a regular file" in refused(capsys, "info", "--memory", "/dev/null")
+    append = ["--input", place / "text.txt", "--output", tmp_path / "m", "--append", "/dev/null"]
+    assert "'/dev/null' is not a regular file" in refused(capsys, "memorize", *model, *append)
+    assert "model folder '/dev/null' is not a folder" in refused(capsys, "ask", "--model", "/dev/null")
+    (tmp_path / "run.yaml").write_text("model: {vocab_size: 256, d_model: 16, n_layers: 1, chunk_size: 8}\n")
+    words = ["--config", tmp_path / "run.yaml", "--set", "data.source=/dev/null", "--output", tmp_path / "run"]
+    assert "/dev/null is neither a regular file nor a folder" in refused(capsys, "train", *words)
 
 
 def test_a_name_in_a_memory_file_moves_no_cursor(place, tmp_path, capsys):

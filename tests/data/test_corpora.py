@@ -79,9 +79,33 @@ def test_texts_are_read_as_they_stand(tmp_path, mark):
         write_parquet(tmp_path / f"{name}.parquet", [RAW])
     # A byte order mark inside a row is the row's; one at the beginning of a file is none of the text.
     assert load_documents(tmp_path, "train") == ["\ufeff" + RAW] * 2 + [RAW] * 2
-    broken = b"x\xff" + RAW.encode()
-    (tmp_path / "train.txt").write_bytes(broken)
-    assert load_documents(tmp_path, "train")[-1] == "x\ufffd" + RAW
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_text_that_is_not_utf8_is_refused_with_the_byte(tmp_path, mark):
+    rows = mark + b'{"text": "one"}\n\n' + b'{"text": "'
+    for name, good in (("a.txt", mark + b"caf"), ("a.jsonl", rows)):
+        for bad in (b"\xe9 au lait", b"\xe9"):
+            (tmp_path / name).write_bytes(good + bad)
+            with pytest.raises(ValueError, match=f"source: .*{name}: not UTF-8 at byte {len(good)};"):
+                load_documents(tmp_path)
+        (tmp_path / name).unlink()
+
+
+def test_a_row_of_a_table_that_is_not_utf8_is_named(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    broken = pyarrow.array([b"one", b"caf\xe9"]).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"text": broken}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"source: .*a.parquet, row 2: not UTF-8 at byte 3;.* of the row's text"):
+        load_documents(tmp_path)
+
+
+def test_the_corpora_with_names_may_hold_bytes_that_are_no_text(tmp_path, monkeypatch):
+    (tmp_path / "enwik8").write_bytes(b"x\xff" + b"y" * 98)
+    monkeypatch.setattr("titans.data.published.ENWIK8_BYTES", 100)
+    assert load_documents("enwik8", data_dir=tmp_path)[0].startswith("x\ufffdy")
 
 
 def test_folder_pools_its_files(tmp_path):

@@ -131,6 +131,41 @@ def test_a_setting_is_changed_where_a_folder_is_opened(tmp_path, make, ids):
     assert not model.config.use_cache and list(model(ids)) == ["logits"]
 
 
+@pytest.mark.parametrize(("word", "meant"), [("d_modle", "d_model"), ("hiden_size", "hidden_size"), ("foo", None)])
+def test_a_word_that_nobody_knows_is_refused_by_name(tmp_path, word, meant):
+    message = f"has no field '{word}'" + (f", did you mean '{meant}'" if meant else "$")
+    told = {"model_type": "titans", "semantics": SEMANTICS, word: 8}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    for read in (
+        lambda: TitansHFConfig(**{word: 8}),
+        lambda: TitansHFConfig(TitansConfig(), **{word: 8}),
+        lambda: TitansHFConfig.from_dict(told),
+        lambda: AutoConfig.from_pretrained(tmp_path),
+        lambda: AutoConfig.for_model("titans", **{word: 8}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read()
+
+
+def test_what_transformers_passes_along_is_no_unknown_word(tmp_path, make):
+    told = dict(  # noqa: C408
+        pad_token_id=0, eos_token_id=0, bos_token_id=0, dtype="float32", num_labels=3, id2label={0: "a"},
+        attn_implementation="sdpa", name_or_path="x", output_hidden_states=True, return_dict=True, use_cache=False,
+        architectures=["TitansForCausalLM"], temperature=0.5, max_length=9, num_beams=2, _commit_hash="x",
+        problem_type=None, output_attentions=False, torch_dtype="float32", label2id={"a": 0}, is_encoder_decoder=False,
+        max_position_embeddings=99,
+    )  # fmt: skip
+    for name, value in told.items():
+        TitansHFConfig(TitansConfig(), **{name: value})
+    model = make()
+    model.config.note = "mine"  # what is set on a configuration and saved is no misspelling
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto", attn_implementation="eager", use_cache=False)
+    assert again.config.note == "mine" and not again.config.use_cache
+    assert AutoConfig.from_pretrained(tmp_path, trust_remote_code=False, revision="main").note == "mine"
+    assert TitansHFConfig(**model.config.to_dict()).core() == copy.deepcopy(model.config).core() == again.config.core()
+
+
 def test_what_goes_to_the_hub_is_the_whole_folder(tmp_path, make, monkeypatch):
     """There is no hub here: what would go up is what transformers hands to it."""
     sent = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -33,7 +34,7 @@ def ask(
     """Answer questions, a line each, from a memory; every question finds it as the file has it.
 
     Ctrl-C ends an answer, Ctrl-D the session. In a pipe every line of standard input is a question; the answers go to
-    standard output one after the other, each with a line break behind it.
+    standard output one after the other, each with a line break behind it, an empty line's being empty.
     """
     if sys.stdout is None or sys.stdout.closed or sys.stdin is None or sys.stdin.closed:
         raise CommandFailed("standard input or output is closed: there is nobody to answer")
@@ -48,8 +49,11 @@ def ask(
     live = sys.stdin.isatty() and sys.stdout.isatty()
     if live:
         _greet(session, memory)
-    for question in _questions(live):
-        session.answer(question, live)
+    for question in _asked() if live else _lines():
+        if question:
+            session.answer(question, live)
+        elif not live:
+            _write("\n")  # answers stay beside their questions
     return 0
 
 
@@ -111,14 +115,25 @@ class Session:
         yield text.finish()
 
 
-def _questions(live: bool) -> Iterator[str]:
-    """Lines that are not empty."""
-    if not live:
-        try:
-            yield from filter(None, (line.rstrip("\r\n") for line in sys.stdin))
-        except UnicodeDecodeError as error:
-            raise BadInput(f"standard input is no text in UTF-8: {error}") from error
+def _lines() -> Iterator[str]:
+    """Lines of a pipe, without their ends."""
+    raw, begin = getattr(sys.stdin, "buffer", None), 0
+    if raw is None:
+        yield from (line.rstrip("\r\n") for line in sys.stdin)
         return
+    for line in raw:
+        try:
+            yield line.removeprefix(codecs.BOM_UTF8 if not begin else b"").decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            from titans.data.corpora import not_utf8
+
+            at = begin + len(line) - len(error.object) + error.start
+            raise BadInput(f"standard input: {not_utf8(at)}") from error
+        begin += len(line)
+
+
+def _asked() -> Iterator[str]:
+    """Lines typed at a terminal, some of them empty."""
     with suppress(ImportError):
         import readline  # noqa: F401  input() then has a history and can be edited
     while True:
@@ -130,8 +145,7 @@ def _questions(live: bool) -> Iterator[str]:
         except KeyboardInterrupt:
             _write("\n(Ctrl-D ends)\n")
             continue
-        if question:
-            yield question
+        yield question
 
 
 def _greet(session: Session, memory: Path | None) -> None:

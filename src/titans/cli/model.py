@@ -37,6 +37,8 @@ def open_model(folder: Path, device: str | None = None) -> tuple[TitansModel, To
     if device is not None:
         if device.partition(":")[0] == "meta":
             raise BadInput(f"--device: {device} holds no numbers")
+        if device.startswith("cpu:") and device != "cpu:0":  # torch takes any index of it
+            raise BadInput(f"--device: {device} is not there, the CPU is one device: cpu")
         try:
             model.to(device)
         except (RuntimeError, AssertionError) as error:

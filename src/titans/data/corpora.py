@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from titans.data.sources import CORPORA, corpus
-from titans.names import suggestion
+from titans.names import path_of, suggestion
 
 SPLITS = ("train", "validation", "test")
 SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -41,8 +41,9 @@ def load_documents(
 ) -> list[str]:
     """The documents of one split of a corpus, in a fixed order.
 
-    Local texts are taken as they stand, line ends, NULs and all, as UTF-8; bytes that are none become U+FFFD. A byte
-    order mark at the beginning of a ``.txt`` or ``.jsonl`` file is no text and is dropped.
+    Local texts are taken as they stand, line ends, NULs and all, and must be UTF-8; of the corpora with a name, bytes
+    that are none become U+FFFD. A byte order mark at the beginning of a ``.txt`` or ``.jsonl`` file is no text and is
+    dropped.
 
     Args:
         source: ``"stdlib"`` (default: the source files of Python's own standard library, read where Python keeps
@@ -65,11 +66,9 @@ def load_documents(
     """
     if split not in SPLITS:
         raise ValueError(f"split: {split!r} is none of {', '.join(SPLITS)}{suggestion(split, SPLITS)}")
+    path = path_of("source", source).expanduser()
     if source in CORPORA:
         return CORPORA[str(source)](split, data_dir)
-    if not str(source):
-        raise ValueError("source: is empty; name a corpus, a file or a folder")
-    path = Path(source).expanduser()
     if not path.exists():
         raise FileNotFoundError(
             f"source: {str(source)!r} is neither {', '.join(CORPORA)} nor an existing file or folder"
@@ -131,6 +130,8 @@ def _files_of(path: Path) -> list[Path]:
         if path.suffix not in SUFFIXES:
             raise ValueError(f"source: {path} is none of {', '.join(SUFFIXES)}")
         return [path]
+    if not path.is_dir():
+        raise ValueError(f"source: {path} is neither a regular file nor a folder")
     files = sorted(file for file in _walk(path) if file.suffix in SUFFIXES and file.is_file())
     if not files:
         raise ValueError(f"source: folder {path} holds no {', '.join(SUFFIXES)} file")
@@ -206,8 +207,10 @@ def _read_jsonl(file: Path, text_field: str) -> list[str]:
 def read_jsonl(file: Path, text_field: str, lines: Iterable[bytes]) -> Iterator[str]:
     """The texts of a ``.jsonl`` file, one a line; ``lines`` are those of the file, open for bytes."""
     # Bytes end a line at \n alone; in text mode other characters could.
+    begin = 0
     for number, content in enumerate(lines, start=1):
-        line = _text_of(content, file) if number == 1 else content.decode("utf-8", errors="replace")
+        line = _text_of(content, file, begin)
+        begin += len(content)
         if not line.strip():
             continue
         try:
@@ -238,21 +241,35 @@ def read_parquet(file: Path, text_field: str) -> Iterator[tuple[str, float]]:
             if text_field not in columns:
                 raise ValueError(f"text_field: {file} has no column {text_field!r}, only {', '.join(columns)}")
             for batch in table.iter_batches(batch_size=64, columns=[text_field]):
-                for value in batch.column(0).to_pylist():
+                for scalar in batch.column(0):
                     read += 1
+                    value = scalar.as_py()
                     if value is not None and not isinstance(value, str):
                         raise ValueError(f"text_field: column {text_field!r} of {file} is not text")
                     if value is not None:
                         yield value, read / table.metadata.num_rows
+    except UnicodeDecodeError as error:
+        raise ValueError(f"source: {file}, row {read}: {not_utf8(error.start)} of the row's text") from error
     except pyarrow.ArrowException as error:
         raise ValueError(f"source: {file} is not a readable .parquet file: {error}") from error
 
 
-def _text_of(content: bytes, file: Path) -> str:
-    """A file's text without its byte order mark."""
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise ValueError(f"source: {file} is UTF-16, texts must be UTF-8")
-    return content.removeprefix(codecs.BOM_UTF8).decode("utf-8", errors="replace")
+def _text_of(content: bytes, file: Path, begin: int = 0) -> str:
+    """The text of a file's bytes from ``begin`` on, without the byte order mark of the whole."""
+    mark = 0
+    if not begin:
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ValueError(f"source: {file} is UTF-16, texts must be UTF-8")
+        mark = len(codecs.BOM_UTF8) if content.startswith(codecs.BOM_UTF8) else 0
+    try:
+        return content[mark:].decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"source: {file}: {not_utf8(begin + mark + error.start)}") from error
+
+
+def not_utf8(byte: int) -> str:
+    """What to say of a text whose bytes are no UTF-8 from ``byte`` on, counted from 0."""
+    return f"not UTF-8 at byte {byte:,}; convert it first, say with iconv -t UTF-8"
 
 
 def _no_such_split(source: str | Path, split: str) -> ValueError:

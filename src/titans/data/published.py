@@ -11,6 +11,7 @@ from pathlib import Path
 from shutil import copyfileobj
 
 from titans.data.sources import corpus
+from titans.names import path_of
 
 ENWIK8_URL = "https://mattmahoney.net/dc/enwik8.zip"
 ENWIK8_BYTES = 100_000_000
@@ -20,7 +21,9 @@ TIMEOUT_SECONDS = 30
 
 def data_folder(data_dir: str | Path | None = None) -> Path:
     """``data_dir``, else the environment variable ``TITANS_DATA``, else ``~/.cache/titans``."""
-    return Path(data_dir or os.environ.get("TITANS_DATA") or Path.home() / ".cache" / "titans").expanduser()
+    if data_dir is not None:
+        return path_of("data_dir", data_dir).expanduser()
+    return Path(os.environ.get("TITANS_DATA") or Path.home() / ".cache" / "titans").expanduser()
 
 
 @corpus("enwik8")

@@ -8,13 +8,13 @@ import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from titans.data.corpora import SUFFIXES, read_jsonl, read_parquet
+from titans.data.corpora import SUFFIXES, not_utf8, read_jsonl, read_parquet
 from titans.data.tokenizers import ByteTokenizer, Tokenizer, byte_positions, whole_characters
+from titans.names import path_of
 
 STDIN = "-"
 BLOCK = 2**16  # characters that are tokenised at once
@@ -22,7 +22,8 @@ AROUND = 2**10  # characters beside a block that its tokens may depend on
 
 
 class TextInput:
-    """One input: a ``.txt``, ``.jsonl`` or ``.parquet`` file as the corpora read them, any other UTF-8 file, or ``-``.
+    """One input: a ``.txt``, ``.jsonl`` or ``.parquet`` file as the corpora read them, any other text, or ``-``. All
+    must be UTF-8.
 
     Args:
         name: a path, or ``-`` for standard input, which is text.
@@ -38,7 +39,7 @@ class TextInput:
 
     def __init__(self, name: str, text_field: str = "text"):
         self.name, self.text_field, self.bytes = name, text_field, 0
-        self.path = None if name == STDIN else Path(name)
+        self.path = None if name == STDIN else path_of("input", name)
         self.size: int | None = None
         self._digest = hashlib.sha256()
         if self.path is None:
@@ -75,7 +76,7 @@ class TextInput:
                 assert self.path is not None
                 yield from (iter((text,)) for text in read_jsonl(self.path, self.text_field, file))
             else:
-                yield self._text(file, checked=suffix not in SUFFIXES)
+                yield self._text(file, binary=suffix in SUFFIXES)
 
     def _rows_of_parquet(self) -> Iterator[Iterator[str]]:
         assert self.path is not None and self.size is not None
@@ -87,31 +88,38 @@ class TextInput:
             while block := file.read(2**20):
                 self._digest.update(block)
 
-    def _text(self, file: BinaryIO, checked: bool) -> Iterator[str]:
-        """A whole file's text; bytes that are no UTF-8 become U+FFFD, or where ``checked`` an error."""
-        decoder = codecs.getincrementaldecoder("utf-8")("strict" if checked else "replace")
-        first = True
+    def _text(self, file: BinaryIO, binary: bool) -> Iterator[str]:
+        """A whole file's text.
+
+        Raises:
+            ValueError: bytes that are no UTF-8, or, unless the file may be ``binary``, a NUL.
+        """
+        where = self.shown_name if self.path is None else str(self.path)
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        begin, first = 0, True  # of what is decoded next
         while True:
             content = file.read(BLOCK)
             if first:
                 if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                    raise ValueError(f"{self.shown_name} is UTF-16, texts must be UTF-8")
-                content, first = content.removeprefix(codecs.BOM_UTF8), False
+                    raise ValueError(f"{where} is UTF-16, texts must be UTF-8")
+                if content.startswith(codecs.BOM_UTF8):
+                    content, begin = content.removeprefix(codecs.BOM_UTF8), len(codecs.BOM_UTF8)
+                first = False
+            held = len(decoder.getstate()[0])
             try:
                 text = decoder.decode(content, final=not content)
             except UnicodeDecodeError as error:
-                raise self._no_text() from error
-            if checked and "\0" in text:
-                raise self._no_text()
+                raise ValueError(f"{where}: {not_utf8(begin - held + error.start)}") from error
+            if not binary and "\0" in text:
+                raise ValueError(
+                    f"{where} is no text, it holds NULs; what is given is read as it stands, .jsonl and "
+                    ".parquet by rows"
+                )
+            begin += len(content)
             if text:
                 yield text
             if not content:
                 return
-
-    def _no_text(self) -> ValueError:
-        return ValueError(
-            f"{self.shown_name} is no text in UTF-8; what is given is read as it stands, .jsonl and .parquet by rows"
-        )
 
     def _open(self) -> BinaryIO:
         if self.path is not None:

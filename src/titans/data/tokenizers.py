@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from titans.names import path_of
+
 if TYPE_CHECKING:
     from tokenizers import Encoding
     from tokenizers import Tokenizer as Backend
@@ -110,7 +112,7 @@ class HuggingFaceTokenizer:
     """
 
     def __init__(self, path: str | Path, separator: str | None = None):
-        self.path = Path(path)
+        self.path = path_of("path", path)
         self._backend, declared = _load_backend(self.path)
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -176,7 +178,7 @@ class HuggingFaceTokenizer:
 
     def save(self, folder: str | Path) -> None:
         """Write ``tokenizer.json`` and the separator's name; ``load_tokenizer(folder)`` then gives this tokenizer."""
-        target = Path(folder)
+        target = path_of("folder", folder)
         target.mkdir(parents=True, exist_ok=True)
         self._backend.save(str(target / "tokenizer.json"))
         settings = {"eos_token": self._backend.id_to_token(self.separator_id)}
@@ -195,7 +197,7 @@ def load_tokenizer(name_or_path: str | Path = "bytes") -> Tokenizer:
     """
     if name_or_path == "bytes":
         return ByteTokenizer()
-    if not str(name_or_path) or not Path(name_or_path).exists():
+    if not path_of("tokenizer", name_or_path).exists():
         raise ValueError(
             f"tokenizer: {str(name_or_path)!r} is neither 'bytes' nor a local tokenizer.json file or tokenizer folder"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from titans.data import Tokenizer
+from titans.data.corpora import not_utf8
 from titans.evaluation.reading import MOST_ROWS, answer
 from titans.evaluation.task import EvaluationError
 from titans.files import hash_tensors
 from titans.models import ModelState, TitansModel
+from titans.names import path_of
 from titans.state import encode
 
 COLUMNS = {
@@ -53,10 +56,16 @@ def read_questions(path: str | Path) -> list[tuple[str, str]]:
     """Questions and answers of a ``.jsonl`` file, a line ``{"question": …, "answer": …}`` each.
 
     Raises:
-        EvaluationError: a line is something else, or there is none.
+        EvaluationError: a line is something else, or there is none, or the file is not UTF-8.
     """
-    found = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    content, found = path_of("path", path).read_bytes(), []
+    try:
+        text = content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise EvaluationError(
+            f"questions: {path}: {not_utf8(len(content) - len(error.object) + error.start)}"
+        ) from error
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:

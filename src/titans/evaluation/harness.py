@@ -17,6 +17,7 @@ from titans.evaluation.reading import rows_at_once
 from titans.evaluation.task import EvaluationError, NotMeasurable, Record, Task
 from titans.evaluation.tasks import make_tasks
 from titans.files import bytes_of, check_ours, write_whole
+from titans.names import path_of
 
 NEEDED = {"tokens", "state_bytes", "seconds"}  # of every task's records
 
@@ -78,9 +79,10 @@ def evaluate(
         raise EvaluationError(f"lengths: each must be at least 2 tokens, got {', '.join(map(str, lengths)) or 'none'}")
     made = make_tasks(tasks, text)
     settings = {**_identity(model, tokenizer), "samples": samples, "seed": seed}
-    folder = None if output is None else Path(output)
-    if folder is not None:
+    folder = None
+    if output is not None:
         try:
+            folder = path_of("output", output)
             check_ours(folder, ("results.json", "table.md", "heatmap.png"), "cells")
         except ValueError as error:
             raise EvaluationError(str(error)) from error

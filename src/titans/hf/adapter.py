@@ -14,39 +14,12 @@ from transformers.utils import ModelOutput
 from titans.hf.config import TitansHFConfig
 from titans.layers.module import reset
 from titans.models import ModelState, TitansModel, build_model
-from titans.models.config import FREE
+from titans.models.cache import TitansCache
 from titans.models.folder import CONFIG, PREFIX, SHIM, SHIM_TEXT, check_digest, save_folder
+from titans.names import path_of
 
 # What tools pass along though nothing depends on it: tokens have no types, and where a row stands is in its state.
 UNUSED = {"token_type_ids", "cache_position", "tokenizer"}
-
-
-class TitansCache:
-    """A `ModelState` in the place of ``past_key_values``; as any cache, it is changed by the call that it is given to.
-
-    Args:
-        state: what has been read; None for nothing.
-        columns: how many columns of ``input_ids`` that was, padding included. 0 where the next ids do not repeat it.
-    """
-
-    is_compileable = False
-    is_croppable = False  # a memory cannot unread
-
-    def __init__(self, state: ModelState | None = None, columns: int = 0):
-        self.state = state
-        self.columns = columns
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.columns
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.state = None if self.state is None else self.state.select(beam_idx)
-
-    batch_select_indices = reorder_cache
-    reset = __init__  # without arguments
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        self.state = None if self.state is None else self.state.fork(repeats)
 
 
 @dataclass
@@ -93,7 +66,7 @@ class Whole:
             save(str(aside), **kwargs)
 
         if is_main_process and not kwargs.get("distributed_checkpoint"):
-            save_folder(save_directory, write)
+            save_folder(path_of("save_directory", save_directory), write)
         else:  # helps to gather what the main process writes
             save(save_directory, is_main_process=is_main_process, **kwargs)
 
@@ -210,10 +183,7 @@ class TitansForCausalLM(Whole, PreTrainedModel, GenerationMixin):
 
     def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any) -> None:
         """As `Whole.save_pretrained`; a ValueError where ``config`` says what the built model does not compute."""
-        built = self.model.config.to_dict()
-        for name, value in self.config.core().to_dict().items():
-            if name not in FREE and value != built[name]:
-                raise ValueError(f"config.{name}: the model is built with {built[name]!r}, got {value!r}")
+        self.config.core().check_built(self.model.config)
         super().save_pretrained(save_directory, is_main_process, **kwargs)
 
     def get_output_embeddings(self) -> nn.Module:

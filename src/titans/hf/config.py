@@ -3,14 +3,19 @@
 import sys
 from typing import Any
 
-from transformers import PretrainedConfig
+from transformers import GenerationConfig, PretrainedConfig
 
 from titans.models import TitansConfig
 from titans.models.config import MODEL_TYPE
 from titans.models.folder import header, undigested
 from titans.models.semantics import check_semantics
+from titans.names import suggestion
 
 LORA_TARGETS = ["q", "kv", "qkv", "out"]  # unless told: the projections of attention and memory
+# What any configuration of transformers may be told; what generation is told, it passes over.
+COMMON = {"use_cache", "attn_implementation", "experts_implementation", "per_layer_config", "quantization_config"}
+COMMON |= {n for n in dir(PretrainedConfig) if not callable(getattr(PretrainedConfig, n))}
+COMMON |= {*vars(PretrainedConfig()), *vars(GenerationConfig()), *header(), "max_position_embeddings"}
 
 
 class TitansHFConfig(PretrainedConfig):
@@ -21,7 +26,7 @@ class TitansHFConfig(PretrainedConfig):
         kwargs: fields of `TitansConfig` (``hidden_size`` and the like too), and transformers' own.
 
     Raises:
-        ValueError: a value that `TitansConfig` refuses.
+        ValueError: a value that `TitansConfig` refuses, or a word that neither it nor transformers knows.
     """
 
     model_type = MODEL_TYPE
@@ -39,6 +44,10 @@ class TitansHFConfig(PretrainedConfig):
         given = {name: kwargs.pop(name) for name in TitansConfig.model_fields if name in kwargs}
         core = titans if isinstance(titans, TitansConfig) else TitansConfig(**{**given, **(titans or {})})
         vars(self).update(core.to_dict())
+        wrong = [n for n in kwargs if n not in COMMON and n[0] != "_"]
+        if wrong and "transformers_version" not in kwargs:  # else saved: somebody had set them on his configuration
+            near = suggestion(wrong[0], {*TitansConfig.model_fields, *self.attribute_map, *COMMON})
+            raise ValueError(f"{type(self).__name__} has no field {wrong[0]!r}{near}")
         kwargs.pop("max_position_embeddings", None)
         super().__init__(**{**kwargs, **header()})
 

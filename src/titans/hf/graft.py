@@ -22,6 +22,7 @@ from titans.models import TitansConfig
 from titans.models.folder import SHIM, undigested
 from titans.models.graft import Graft, grafts
 from titans.models.semantics import SEMANTICS, check_semantics
+from titans.names import path_of
 
 # Where a model of this type keeps its decoder, and the decoder its layers. Add a line for a family of your own.
 FAMILIES: dict[str, tuple[str, str]] = {
@@ -119,12 +120,12 @@ def save_graft(model: PreTrainedModel, folder: str | Path) -> None:
     """Write the memories alone; `load_graft` puts them beside the same pretrained model again."""
     told = {"format": "pt", FIELD: json.dumps(getattr(model.config, FIELD))}
     tensors = {name: p.detach().cpu().contiguous() for name, p in grafts(model).state_dict().items()}
-    write_whole(Path(folder) / WEIGHTS, lambda aside: save_file(tensors, aside, told))
+    write_whole(path_of("folder", folder) / WEIGHTS, lambda aside: save_file(tensors, aside, told))
 
 
 def load_graft(model: PreTrainedModel, folder: str | Path, freeze: bool = True) -> PreTrainedModel:
     """Graft onto a pretrained model what `save_graft` wrote; ``freeze`` as in `graft`."""
-    with safe_open(Path(folder) / WEIGHTS, framework="pt") as file:
+    with safe_open(path_of("folder", folder) / WEIGHTS, framework="pt") as file:
         _take(model, json.loads(file.metadata()[FIELD]), freeze)
     grafts(model).load_state_dict(load_file(Path(folder) / WEIGHTS))
     return model

@@ -38,7 +38,7 @@ from titans.ops.memory import (
 from titans.ops.memory.scan import check_range
 from titans.ops.memory.state import OpenChunk, check_made_alike, rule_name
 from titans.ops.rows import Packing, Rows
-from titans.state import State, counts
+from titans.state import State, check_place, counts
 
 
 @dataclass(frozen=True)
@@ -362,6 +362,8 @@ class NeuralMemory(Module):
             raise ValueError(f"state has {state.rows} rows, x has {x.shape[0]}")
         if state is not None:
             self.check_state(state)
+            if not torch.compiler.is_compiling():
+                check_place(state, x.device, "x")
 
     def check_state(self, state: NeuralMemoryState) -> None:
         """Raise a ValueError that names the first part of ``state`` which is not of this layer's shape."""

@@ -12,6 +12,7 @@ from titans.models.config import TitansConfig
 from titans.models.folder import check_digest, check_settings, foreign_reader, read_folder, write_folder
 from titans.models.language_model import TitansModel
 from titans.models.variants import CLASSES
+from titans.names import path_of
 from titans.ops.memory import Engine
 
 
@@ -29,8 +30,7 @@ def build_model(config: TitansConfig, engine: Engine | None = None) -> TitansMod
 
 def save_model(model: TitansModel, path: str | Path) -> None:
     """Write a folder that every reader opens, see `titans.models.folder`."""
-    if not str(path):
-        raise ValueError("path: is empty; name a folder, '.' for this one")
+    path = path_of("path", path)
     tensors = {n: p.detach().cpu().contiguous() for n, p in model.state_dict().items()}
     if model.config.tie_embeddings:
         del tensors["head.weight"]
@@ -48,9 +48,10 @@ def load_model(path: str | Path) -> TitansModel:
         ValueError: the weights do not fit the configuration, were made for other semantics, or are not finite, or
             weights or settings are not what was saved.
     """
+    path = path_of("path", path)
     read = foreign_reader(path)
     if read is not None:
-        return read(Path(path))
+        return read(path)
     config, tensors = read_folder(path)
     check_settings(path)  # before a model is made that may be of any size
     _check_tensors(tensors, path)

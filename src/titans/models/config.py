@@ -15,7 +15,7 @@ from titans.miras import MirasConfig
 from titans.miras.config import resolve_miras
 from titans.models.registry import MIXERS
 from titans.models.yaml_text import parse_yaml
-from titans.names import unknown
+from titans.names import path_of, unknown
 
 MODEL_TYPE = "titans"  # what a model folder's config.json calls itself
 FREE = ("gradient_checkpointing", "max_seq_len", "lr")  # what changes nothing that a built model computes
@@ -258,6 +258,13 @@ class TitansConfig(CheckedModel):
         copy._frozen = True
         return copy
 
+    def check_built(self, built: TitansConfig) -> None:
+        """Raise a ValueError that names the first field in which the model of ``built`` computes something else."""
+        has = built.to_dict()
+        for name, value in self.to_dict().items():
+            if name not in FREE and value != has[name]:
+                raise ValueError(f"config.{name}: the model is built with {has[name]!r}, got {value!r}")
+
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> TitansConfig:
         """A copy, with some fields changed, that can be assigned to.
 
@@ -289,7 +296,7 @@ class TitansConfig(CheckedModel):
 
     def to_json(self, path: str | Path) -> None:
         """Write the configuration as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        path_of("path", path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def from_json(cls, path: str | Path) -> TitansConfig:
@@ -298,15 +305,16 @@ class TitansConfig(CheckedModel):
         Raises:
             ValueError: it is not JSON, no mapping (both named with the file), or no such configuration.
         """
+        file = path_of("path", path)
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=each_key_once)
+            values = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=each_key_once)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
         return cls.from_dict(_mapping(values, path))
 
     def to_yaml(self, path: str | Path) -> None:
         """Write the configuration as YAML."""
-        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
+        path_of("path", path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> TitansConfig:
@@ -315,8 +323,9 @@ class TitansConfig(CheckedModel):
         Raises:
             ValueError: it is not YAML, no mapping (both named with the file), or no such configuration.
         """
+        file = path_of("path", path)
         try:
-            values = parse_yaml(Path(path).read_text(encoding="utf-8"))
+            values = parse_yaml(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         return cls.from_dict(_mapping(values, path))

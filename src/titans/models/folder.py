@@ -24,6 +24,7 @@ from titans.files import hash_file, naming, open_to_umask, write_whole
 from titans.models import byte_tokenizer
 from titans.models.config import FREE, MODEL_TYPE, TitansConfig, each_key_once
 from titans.models.semantics import SEMANTICS, check_semantics
+from titans.names import path_of
 
 DIGEST = "digest"  # in config.json: what its settings and the files of weights were when they were written
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -81,7 +82,7 @@ def save_folder(folder: str | Path, write: Callable[[Path], object]) -> None:
         OSError: the place cannot be written; what was there before is still there.
         ValueError: a model of another kind lies there, which is nothing of ours to replace.
     """
-    folder = Path(os.path.realpath(folder))
+    folder = Path(os.path.realpath(path_of("folder", folder)))
     _check_ours(folder)
 
     def write_signed(new: Path) -> None:
@@ -208,7 +209,8 @@ def _told(folder: str | Path) -> dict[str, Any]:
     """The folder's ``config.json``."""
     path = Path(folder) / CONFIG
     if not path.is_file():
-        raise FileNotFoundError(f"model folder {str(folder)!r} has no {CONFIG}")
+        wrong = f"has no {CONFIG}" if Path(folder).is_dir() or not os.path.lexists(folder) else "is not a folder"
+        raise FileNotFoundError(f"model folder {str(folder)!r} {wrong}")
     try:
         told = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=each_key_once)
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""The language model around the blocks: embedding, blocks, head, loss.
+"""The language model around the blocks: embedding, blocks, head.
 
 Legend: B batch, T tokens, V vocabulary.
 """
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
@@ -26,13 +25,14 @@ from titans.models.blocks import Block
 from titans.models.config import FREE, TitansConfig
 from titans.models.decoding import Buffers, begin_steps, eager_from_a_state, step, unstepped
 from titans.models.generation import GenerationMixin
+from titans.models.loss import check_items, mean_nats, targets_of
 from titans.models.memorize import MemorizeMixin
 from titans.models.state import ModelState, Origin, hash_weights
 from titans.ops.memory import Engine, check_engine, check_finite, pick
 from titans.ops.memory.scan import check_range
 from titans.ops.place import Place
 from titans.ops.rows import Packing, Rows
-from titans.state import counts
+from titans.state import check_place, counts
 
 NOTICEABLE = 16  # tokens of a chunk that hides its writes
 
@@ -181,10 +181,9 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
         hidden, told = stream[-1], stream if output_hidden_states else None
         if labels is None:
             return ModelOutput(self.head(hidden[:, -logits_to_keep:]), after, None, told)
-        if num_items_in_batch is not None and not _positive(num_items_in_batch):
-            raise ValueError(f"num_items_in_batch must be positive, got {num_items_in_batch!r}")
+        check_items(num_items_in_batch)
         logits = self.head(hidden)
-        loss = _loss(logits, _targets(labels.long(), mask, document_ids), num_items_in_batch)
+        loss = mean_nats(logits, targets_of(labels.long(), mask, document_ids), num_items_in_batch)
         return ModelOutput(logits[:, -logits_to_keep:], after, loss, told)
 
     def _steps(self, x: Tensor, state: ModelState | None) -> bool:
@@ -361,6 +360,14 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
             raise ValueError(f"logits_to_keep must be an integer of at least 0, got {keep!r}")
         if state is not None:
             self.check_state(state, x.shape[0])
+            self._check_place(state)
+
+    def _check_place(self, state: ModelState) -> None:
+        """Every block finds its part of the state where its weights are: blocks may be on several devices."""
+        if torch.compiler.is_compiling() or state.buffers_of(self) is not None:
+            return
+        for i, (block, layer) in enumerate(zip(self.blocks, state.layers, strict=True)):
+            check_place(layer, next(block.parameters()).device, f"the model's block {i}", f"state.layers[{i}]")
 
     def check_state(self, state: ModelState, rows: int | None = None) -> None:
         """Raise a ValueError unless ``state`` was made by this model and, where given, has so many rows."""
@@ -374,27 +381,3 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
             raise ValueError(f"state has {state.rows} rows, input_ids has {rows}")
         if not state.origin.made_by(self) and state.origin.weights != hash_weights(self):
             raise ValueError("state was made by a model with other weights")
-
-
-def _targets(labels: Tensor, mask: Tensor | None, documents: Tensor | None) -> Tensor:
-    """Labels after the shift, [B, T - 1]: nothing is predicted from or at padding, nor across documents."""
-    targets = labels[:, 1:]
-    if mask is not None:
-        targets = targets.masked_fill(~(mask[:, 1:] & mask[:, :-1]), -100)
-    if documents is not None:
-        targets = targets.masked_fill(documents[:, 1:] != documents[:, :-1], -100)
-    return targets
-
-
-def _positive(items: Any) -> bool:
-    if not isinstance(items, Tensor):
-        return isinstance(items, int | float) and items > 0
-    return items.device.type != "cpu" or torch.compiler.is_compiling() or bool((items > 0).all())
-
-
-def _loss(logits: Tensor, targets: Tensor, items: Tensor | int | None = None) -> Tensor:
-    """Mean nats over the targets, or their sum over ``items``; 0 if there is none."""
-    logits = logits[:, :-1].flatten(0, 1)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    total = F.cross_entropy(logits, targets.flatten(), ignore_index=-100, reduction="sum")
-    return total / ((targets != -100).sum().clamp(min=1) if items is None else items)

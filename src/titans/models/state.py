@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from titans.files import bytes_of, hash_tensors, write_whole
 from titans.models.decoding import Buffers, end_steps
 from titans.models.semantics import SEMANTICS, check_semantics
 from titans.models.stored import Dtype, pack, unpack
+from titans.names import path_of
 from titans.state import State, check_rows, counts, decode, encode, numbers, walk
 
 FORMAT_VERSION = 3
@@ -266,7 +268,7 @@ class ModelState(State):
 
 def _check_ours(path: str | Path) -> None:
     """An older state is replaced, nobody's text or model is."""
-    if not Path(path).is_file():
+    if not path_of("path", path).is_file():
         return
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -277,9 +279,11 @@ def _check_ours(path: str | Path) -> None:
 
 def _checked(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a state file, as they were saved or refused."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"state file {str(path)!r} does not exist")
-    content = Path(path).read_bytes()
+    file = path_of("path", path)
+    if not file.is_file():
+        wrong = "is not a regular file" if os.path.lexists(file) else "does not exist"
+        raise FileNotFoundError(f"state file {str(path)!r} {wrong}")
+    content = file.read_bytes()
     try:
         tensors = tensors_of(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])

@@ -19,6 +19,7 @@ from titans.models import MemoryFile, ModelState, TitansModel
 from titans.models.memorize import on_grid, read_piece
 from titans.models.memory_file import Forgetting, Input, changes, claimed
 from titans.models.stored import Dtype
+from titans.names import path_of
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Job:
     resume: bool = False
     text_field: str = "text"
     save_every: float = 30.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "output", path_of("output", self.output))
+        if self.append is not None:
+            object.__setattr__(self, "append", path_of("append", self.append))
 
 
 @dataclass(frozen=True)

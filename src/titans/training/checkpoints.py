@@ -18,6 +18,7 @@ from typing import Any
 
 from titans.data.corpora import RUN_MARK
 from titans.files import hash_file, open_to_umask, write_whole
+from titans.names import path_of
 from titans.training.config import ConfigError, TrainConfig, read_mapping
 
 CONFIG_FILE = "config.yaml"
@@ -77,7 +78,7 @@ class Found:
 
 def _numbered(output_dir: str | Path) -> list[tuple[int, Path]]:
     """Everything called checkpoint-N, the newest first."""
-    folders = Path(output_dir).glob("checkpoint-*")
+    folders = path_of("output_dir", output_dir).glob("checkpoint-*")
     matches = ((re.fullmatch(r"checkpoint-(\d{1,18})", folder.name), folder) for folder in folders)
     return sorted(((int(match[1]), folder) for match, folder in matches if match), reverse=True)
 

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from titans.models import TitansConfig
 from titans.models.config import MOST, CheckedModel
 from titans.models.yaml_text import parse_yaml
-from titans.names import suggestion
+from titans.names import path_of, suggestion
 from titans.ops.memory import Engine
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -200,7 +200,7 @@ class TrainConfig(Section):
 
     def to_yaml(self, path: str | Path) -> None:
         """Write ``to_dict`` as YAML."""
-        Path(path).write_text(self.to_text(), encoding="utf-8")
+        path_of("path", path).write_text(self.to_text(), encoding="utf-8")
 
     def to_text(self) -> str:
         """``to_dict`` as YAML."""
@@ -226,7 +226,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
         ConfigError: when it is missing, not readable, not YAML or not a mapping.
     """
     try:
-        with open(path, "rb") as file:
+        with path_of("path", path).open("rb") as file:
             content = file.read(LONGEST_FILE + 1)
         text = content.decode("utf-8-sig")
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path

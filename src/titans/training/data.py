@@ -24,6 +24,7 @@ from titans.evaluation import TaskRows
 from titans.evaluation.task import NotMeasurable
 from titans.models import byte_tokenizer
 from titans.models.byte_tokenizer import BYTES, OLDER, SETTINGS, TOKENIZER, spells_bytes
+from titans.names import path_of
 from titans.training.config import ConfigError, TrainConfig
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def collate(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def save_tokenizer(tokenizer: Tokenizer, model_dir: str | Path) -> None:
     """Write the tokenizer into the model's folder, in the files that ``AutoTokenizer`` opens."""
-    auto_tokenizer(tokenizer).save_pretrained(model_dir)
+    auto_tokenizer(tokenizer).save_pretrained(path_of("model_dir", model_dir))
 
 
 def auto_tokenizer(tokenizer: Tokenizer) -> "PreTrainedTokenizerFast":
@@ -190,7 +191,7 @@ def load_saved_tokenizer(model_dir: str | Path) -> Tokenizer:
     Raises:
         ValueError: the folder's tokenizer is not readable.
     """
-    folder = Path(model_dir)
+    folder = path_of("model_dir", model_dir)
     settings, older = folder / SETTINGS, folder / OLDER
     if not settings.exists() and not (folder / TOKENIZER).exists():
         return load_tokenizer(older) if older.exists() else ByteTokenizer()
