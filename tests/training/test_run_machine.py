@@ -126,17 +126,28 @@ def cheap(monkeypatch):
     gc.unfreeze()
 
 
-def test_no_accident_changes_a_loss(tiny, tmp_path, cheap):
+@pytest.fixture
+def machine(tiny, tmp_path, cheap):
     def make(folder):
         overrides = (f"training.steps={STEPS}", "training.save_every=2", "training.eval_every=0")
         return tiny(folder, *overrides, "training.carry_state=true", "training.probe_every=0")
 
-    whole = make(tmp_path / "whole")
-    train(whole, console=quiet())
-    machine = type(
-        "AccidentsOfARun", (Accidents,), {"make": staticmethod(make), "expected": losses(tmp_path / "whole")}
-    )
+    train(make(tmp_path / "whole"), console=quiet())
+    parts = {"make": staticmethod(make), "expected": losses(tmp_path / "whole")}
+    return type("AccidentsOfARun", (Accidents,), parts)
+
+
+def test_no_accident_changes_a_loss(machine):
     slow = [HealthCheck.too_slow]
     run_state_machine_as_test(
         machine, settings=settings(max_examples=EXAMPLES, stateful_step_count=8, suppress_health_check=slow)
     )
+
+
+def test_what_failed_once_at_night(machine):
+    accidents = machine()
+    accidents.begin()
+    accidents.kill(step=1)  # before the first line of the metrics
+    accidents.move()
+    accidents.resume()
+    accidents.teardown()
