@@ -36,7 +36,7 @@ TESTS = {
     "ops/memory/decode": "ops/test_decode.py models/test_decoding.py",
     "ops/memory/fused": "ops/test_chunk_engines.py ops/test_fused.py",
     "ops/memory/native": "ops/test_chunk_engines.py ops/test_native.py",
-    "ops/memory/native/step": "ops/test_decode.py models/test_decoding.py",
+    "ops/memory/native/step": "models/test_decoding.py ops/test_decode.py",
     "ops/memory/maps": "ops/test_chunk_engines.py ops/test_fused.py ops/test_native.py ops/test_memory_scan.py",
     "ops/memory/workspace": "ops/test_fused.py ops/test_native.py",
     "layers": "memory models/test_models.py models/test_states.py models/test_streaming_properties.py",
