@@ -24,18 +24,23 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Which tests cover a file, by the longest beginning of its path that is here; the likeliest to notice come first.
 TESTS = {
+    "": "models/test_models.py models/test_states.py",
     "ops/attention": "ops/test_attention.py models/test_models.py",
     "ops/grid": "models/test_packed.py ops/test_memory_scan.py models/test_models.py",
+    "ops/place": "ops/test_decode.py models/test_decoding.py",
     "ops/rows": "models/test_packed.py ops/test_memory_scan.py models/test_streaming_properties.py",
     "ops/scan": "ops/test_scan.py ops/test_memory_scan.py",
     "ops/memory": "ops/test_memory_scan.py miras/test_equations.py memory models/test_states.py models/test_models.py",
     "ops/memory/channel": "ops/test_memory_scan.py models/test_streaming_properties.py models/test_rules.py",
-    "ops/memory/chunk_rule": "ops/test_fused.py ops/test_native.py miras/test_equations.py",
-    "ops/memory/fused": "ops/test_fused.py",
-    "ops/memory/native": "ops/test_native.py",
-    "ops/memory/maps": "ops/test_memory_scan.py ops/test_fused.py ops/test_native.py",
+    "ops/memory/chunk_rule": "ops/test_chunk_engines.py ops/test_fused.py ops/test_native.py miras/test_equations.py",
+    "ops/memory/decode": "ops/test_decode.py models/test_decoding.py",
+    "ops/memory/fused": "ops/test_chunk_engines.py ops/test_fused.py",
+    "ops/memory/native": "ops/test_chunk_engines.py ops/test_native.py",
+    "ops/memory/native/step": "models/test_decoding.py ops/test_decode.py",
+    "ops/memory/maps": "ops/test_chunk_engines.py ops/test_fused.py ops/test_native.py ops/test_memory_scan.py",
     "ops/memory/workspace": "ops/test_fused.py ops/test_native.py",
     "layers": "memory models/test_models.py models/test_states.py models/test_streaming_properties.py",
+    "layers/decoding": "models/test_decoding.py models/test_models.py",
     "layers/attention": "ops/test_attention.py models/test_models.py models/test_packed.py",
 }
 SWAPS = {

@@ -15,7 +15,7 @@ from tiny import ALL, VOCAB, small
 from titans.models import ModelState
 
 NUMBER = settings.default.max_examples
-EXAMPLES = 3 if NUMBER == 100 else 5 * NUMBER // len(ALL)  # of every variant: 3, and 10,000 together at night
+EXAMPLES = 3 if NUMBER == 100 else -(-5 * NUMBER // len(ALL))  # of every variant: 3, and 10,000 together at night
 MOST_ROWS, LONGEST = 3, 40
 SLOTS = st.sampled_from(["left", "right"])
 CHANGES = ({}, {"conv_kernel": 0, "n_persistent": 0, "n_heads": 1, "mem_heads": 1}, {"chunk_size": 3, "segment_len": 6})

@@ -67,6 +67,12 @@ def fast_engines():
     return ["fused", *(["native"] if native.available() else [])]
 
 
+def test_a_chunk_has_64_tokens_unless_told():
+    tensors, miras = make(tokens=65)
+    found, expected = memory_scan(**tensors, miras=miras), run(tensors, miras, 64, engine="auto")
+    assert all(map(torch.equal, (found[0], *state_tensors(found[1])), (expected[0], *state_tensors(expected[1]))))
+
+
 @pytest.mark.parametrize("engine", fast_engines())
 @pytest.mark.parametrize("network", ["matrix", "mlp"])
 @pytest.mark.parametrize("retention", ["weight_decay", "sphere", "anchored"])

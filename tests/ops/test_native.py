@@ -100,15 +100,14 @@ def test_without_a_compiler_nothing_breaks():
 
 
 def test_a_compiler_that_fails_is_reported(tmp_path):
-    (tmp_path / "g++").write_text(
-        "#!/bin/sh\n[ $1 = --version ] && exit 0\necho 'fatal error: no such header' >&2\nexit 1\n"
-    )
+    told = "echo 'included here:' >&2\necho 'fatal error: no such header' >&2"
+    (tmp_path / "g++").write_text(f"#!/bin/sh\n[ $1 = --version ] && exit 0\n{told}\nexit 1\n")
     (tmp_path / "g++").chmod(0o755)
     script = f"""
         import os
         os.environ |= {{"CXX": "{tmp_path}/g++", "TITANS_CACHE": "{tmp_path}/cache"}}
         from titans.ops.memory import native
-        assert "no such header" in native.unavailable(), native.unavailable()
+        assert "failed: fatal error: no such header" in native.unavailable(), native.unavailable()
         try:
             native.build.library()
         except RuntimeError as error:

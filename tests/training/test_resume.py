@@ -100,6 +100,44 @@ def test_every_damage_of_every_file_is_named_and_the_checkpoint_before_taken(run
     assert str(file) in note or "another run" in note
 
 
+@pytest.fixture(scope="module")
+def never_stopped(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train(tiny(folder, *CARRIED), console=quiet())
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", [*(f"checkpoint-5/{name}" for name in FILES), "config.yaml", "metrics.jsonl"])
+def test_resume_matrix(run, two_runs, never_stopped, tmp_path, capsys, name, damage):
+    """The whole command: other losses never end with exit status 0, and what is damaged is named."""
+    config, folder = run
+    config.to_yaml(tmp_path / "own.yaml")
+    file = folder / name
+    before = file.read_bytes()
+    if "/" in name or not damage.startswith("of another"):
+        DAMAGES[damage](file, two_runs)
+    elif damage == "of another run":
+        shutil.copy(two_runs[1] / name, file)
+    if file.is_file() and file.read_bytes() == before:
+        pytest.skip("the same in both")
+    code = main(["train", "--config", str(tmp_path / "own.yaml"), "--resume"])
+    told = "".join(capsys.readouterr().err.split())  # however the terminal wraps it
+    if name != "metrics.jsonl" or damage != "of another run":  # no line of it says whose it is
+        named = (name, "ofanotherrun" if "/" in name else "training.seed")
+        assert any(word in told for word in named), told
+    if code == 0:
+        found, expected = losses(folder), losses(never_stopped)
+        if name == "metrics.jsonl":  # lost lines stay lost, and are said to be
+            found, expected = found[-3:], expected[-3:]
+        assert found == expected
+        weights = [place / "model" / "model.safetensors" for place in (folder, never_stopped)]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+    else:
+        assert not (folder / "model").exists() and told.count("titans:") == 1, told
+
+
 def test_a_whole_checkpoint_of_another_run_is_passed_over(run, two_runs):
     config, folder = run
     shutil.copytree(two_runs[1] / "checkpoint-5", folder / "checkpoint-7")
