@@ -11,6 +11,7 @@ import torch
 from tiny import model_and_text
 from titans.cli import main
 from titans.cli.ask import Session
+from titans.cli.errors import write_text
 from titans.data import ByteTokenizer
 from titans.models import MemoryFile, load_memory, load_model
 
@@ -254,9 +255,21 @@ def test_what_a_command_cannot_use_is_named(place, tmp_path, capsys):
     assert "--device: meta holds no numbers" in refused(
         capsys, "memorize", *read, "--output", tmp_path / "m", "--device", "meta"
     )
+    asked = ["--model", place / "model", "--memory", place / "memory", "--temperature", "inf"]
+    assert "--temperature: must be a finite number" in refused(capsys, "ask", *asked)
     assert "--set: changes a configuration" in refused(capsys, "info", "--memory", place / "memory", "--set", "a=1")
     tokens = ["--max-tokens", "9", "--max-tokens", "1"]
     assert "got 1 (see" in refused(capsys, "trace", *read, "--output", tmp_path / "t.html", *tokens)
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_what_a_model_says_moves_no_cursor_of_a_terminal(monkeypatch, live):
+    """Elsewhere it is written as it is."""
+    out, said = io.StringIO(), "a\x1b]0;owned\x07\x9b2J\r\n\té\u200d😀"
+    monkeypatch.setattr(out, "isatty", lambda: live)
+    monkeypatch.setattr(sys, "stdout", out)
+    write_text(said)
+    assert out.getvalue() == ("a\ufffd]0;owned\ufffd\ufffd2J\ufffd\n\té\u200d😀" if live else said)
 
 
 def test_a_name_in_a_memory_file_moves_no_cursor(place, tmp_path, capsys):

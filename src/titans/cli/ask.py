@@ -6,12 +6,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from titans.cli.errors import BadInput, CommandFailed, checking_input, say
+from titans.cli.errors import BadInput, CommandFailed, checking_input, say, write_text
 from titans.cli.model import open_memory, open_model
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ def ask(
     """
     if "{}" not in template:
         raise BadInput(f"--template: needs {{}} where the question goes, got {template!r}")
+    if not isfinite(temperature):
+        raise BadInput(f"--temperature: must be a finite number of at least 0, got {temperature}")
     if sys.stdout is None or sys.stdout.closed or sys.stdin is None or sys.stdin.closed:
         raise CommandFailed("standard input or output is closed: there is nobody to answer")
     language_model, tokenizer = open_model(model)
@@ -80,12 +83,12 @@ class Session:
         said: list[int] = []
         try:
             for piece in self._pieces(ids, said):
-                _write(piece)
+                write_text(piece)
         except KeyboardInterrupt:
             if not live:
                 raise
-            _write(" …")
-        _write("\n")
+            write_text(" …")
+        write_text("\n")
         if self.keep:
             import numpy as np
 
@@ -127,10 +130,10 @@ def _questions(live: bool) -> Iterator[str]:
         try:
             question = input(PROMPT)
         except EOFError:
-            _write("\n")
+            write_text("\n")
             return
         except KeyboardInterrupt:
-            _write("\n(Ctrl-D ends)\n")
+            write_text("\n(Ctrl-D ends)\n")
             continue
         if question:
             yield question
@@ -141,8 +144,3 @@ def _greet(session: Session, memory: Path | None) -> None:
     name = "nothing read" if memory is None else f"{memory.name}: {read:,} tokens read"
     kept = "questions are read into it" if session.keep else "every question finds it as it is"
     say(f"{name}; {kept}. Ctrl-C ends an answer, Ctrl-D the session.")
-
-
-def _write(piece: str) -> None:
-    sys.stdout.write(piece)
-    sys.stdout.flush()
