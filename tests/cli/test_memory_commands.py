@@ -176,6 +176,11 @@ def test_evaluate_asks_a_users_questions(place, tmp_path, capsys):
     assert told["questions"][0]["on"].startswith(right) and told["questions"][0]["on"] != told["questions"][0]["off"]
     (tmp_path / "bad.jsonl").write_text('{"question": "x"}')
     assert "bad.jsonl, line 1 is not" in refused(capsys, *words, "--questions", tmp_path / "bad.jsonl")
+    lines = ['{"question": "x\u2028", "answer": "y"}', '{"question": "x", "answer": "\\ud800"}']
+    (tmp_path / "bad.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert "bad.jsonl, line 2 is not" in refused(capsys, *words, "--questions", tmp_path / "bad.jsonl")
+    unasked = [*words, "--questions", tmp_path / "q.jsonl", "--template", "Q: "]
+    assert "template: needs {} where the question goes, got 'Q: '" in refused(capsys, *unasked)
     alone = ["evaluate", "--model", place / "model", "--output", tmp_path / "x", "--questions", tmp_path / "q.jsonl"]
     assert "--questions: needs --memory" in refused(capsys, *alone)
 
