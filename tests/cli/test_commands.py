@@ -1,6 +1,7 @@
 """The commands do what they say; whatever is wrong with the input ends in one line and exit code 2."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -151,6 +152,18 @@ def test_bench_shows_every_figure(run_file, capsys):
     assert "--device: nothing" in complaint(capsys, "bench", "model", "--config", run_file, "--device", "nothing")
     words = ("bench", "memory", "--config", run_file, "--set", "model.variant=swa")
     assert "variant 'swa' has no memory" in complaint(capsys, *words)
+
+
+def test_info_of_a_folder_knows_its_fields(model_dir, capsys):
+    assert main(["info", "--config", str(model_dir), "--set", "n_layers=3"]) == 0
+    assert "3 layers" in capsys.readouterr().out
+    for name in ("nlayers", "digest.x"):
+        assert "unknown key" in complaint(capsys, "info", "--config", str(model_dir), "--set", f"{name}=3")
+
+
+def test_info_waits_for_no_pipe_in_a_folder(tmp_path, capsys):
+    os.mkfifo(tmp_path / "config.json")
+    assert "config.json: is not a file" in complaint(capsys, "info", "--config", str(tmp_path))
 
 
 def test_a_missing_extra_is_named(run_file, monkeypatch, capsys):

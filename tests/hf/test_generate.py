@@ -62,6 +62,12 @@ def test_a_left_padded_row_is_the_row_alone(make, ids, mask, variant, rule):
         assert torch.equal(both[0, 21:], alone[0, 15:])
 
 
+def test_a_row_that_ends_in_padding_is_refused(make, ids, mask):
+    """transformers goes on from the last column, whatever it holds."""
+    with pytest.raises(ValueError, match="attention_mask: row 0 ends in padding"):
+        make().generate(ids, attention_mask=mask.flip(1), max_new_tokens=2)
+
+
 @every_model
 def test_a_returned_cache_goes_on_as_one_call_would(make, ids, mask, variant, rule):
     """With several new tokens, and padding before the first ones."""

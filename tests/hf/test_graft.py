@@ -81,7 +81,13 @@ def test_the_memories_alone_are_saved_and_put_back(family, ids, tmp_path):
         tensors, told = {name: whole.get_tensor(name) for name in whole.keys()}, whole.metadata()  # noqa: SIM118
     del tensors["2.gate"]
     save_file(tensors, file, told)
-    with pytest.raises(RuntimeError, match=r"Missing key.*2\.gate"):
+    with pytest.raises(ValueError, match=r"titans_graft\.safetensors does not fit this model.*Missing key.*2\.gate"):
+        load_graft(pretrained(family), tmp_path)
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match=r"titans_graft\.safetensors was not written by save_graft"):
+        load_graft(pretrained(family), tmp_path)
+    file.write_bytes(b"\x80\x04pickle.")
+    with pytest.raises(ValueError, match=r"titans_graft\.safetensors is damaged or no safetensors file"):
         load_graft(pretrained(family), tmp_path)
 
 

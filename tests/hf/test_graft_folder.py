@@ -85,6 +85,7 @@ def test_the_commands_open_it(folder, tmp_path, capsys):
     cells = json.loads((output / "results.json").read_text())["cells"]
     assert cells[0]["score"] > 0 and all(cell["state_bytes"] > 0 for cell in cells if "skipped" not in cell)
     capsys.readouterr()
+    assert main(["info", "--config", str(folder), "--set", "d_model=3"]) == 2
     assert main(["info", "--config", str(folder)]) == 0
     assert "LlamaForCausalLM with memories beside layers 0, 2" in capsys.readouterr().out
 

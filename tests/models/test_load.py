@@ -134,6 +134,13 @@ def test_a_damaged_configuration_is_named_by_its_file(folder, content):
         load_model(folder)
 
 
+@pytest.mark.parametrize("content", [b"", b"\x80\x04pickle.", b"\xff" * 99, (9).to_bytes(8, "little") + b"[[[[[[[[["])
+def test_weights_of_another_kind_of_file_are_named(folder, content):
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged or no safetensors file: "):
+        load_model(folder)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_no_bit_of_a_weight_is_lost_and_the_state_saved_beside_it_fits(tmp_path, dtype):
     model = small("MAC").to(dtype)

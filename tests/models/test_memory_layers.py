@@ -41,6 +41,13 @@ def test_all_layers_are_the_default():
     assert not any(isinstance(m, NeuralMemory) for m in small("MAC", memory_layers=()).modules())
 
 
+def test_blocks_without_the_memory_have_nothing_of_it():
+    """What only MAC may have does not keep a MAC from having blocks that are none."""
+    model, x = small("MAC", memory_layers=(1,), n_memory_tokens=2), ids()
+    state = model(x[:, :5]).state
+    assert_close(model(x[:, 5:], state=state).logits, model(x).logits[:, 5:])
+
+
 @pytest.mark.parametrize(
     "fields", [{"memory_layers": (2,)}, {"memory_layers": (-1,)}, {"variant": "swa", "memory_layers": (0,)}]
 )

@@ -35,6 +35,10 @@ def test_any_split_equals_the_whole(variant, cuts):
         assert_close(a, b, "state")
 
 
+def test_the_narrowest_feed_forward_is_built():
+    assert small("MAC", ffn_mult=0.01).blocks[0].ffn.down.in_features == 8
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("changes", SETTINGS)
 def test_settings_stream_exactly(variant, changes):

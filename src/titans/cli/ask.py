@@ -7,12 +7,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from titans.cli.errors import BadInput, CommandFailed, checking_input, say
+from titans.cli.errors import BadInput, CommandFailed, checking_input, say, write_text
 from titans.cli.model import TEMPLATE_HELP, open_memory, open_model, question_template
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def ask(
     Ctrl-C ends an answer, Ctrl-D the session. In a pipe every line of standard input is a question; the answers go to
     standard output one after the other, each with a line break behind it, an empty line's being empty.
     """
+    if not isfinite(temperature):
+        raise BadInput(f"--temperature: must be a finite number of at least 0, got {temperature}")
     if sys.stdout is None or sys.stdout.closed or sys.stdin is None or sys.stdin.closed:
         raise CommandFailed("standard input or output is closed: there is nobody to answer")
     told = question_template(model, template)
@@ -82,12 +85,12 @@ class Session:
         said: list[int] = []
         try:
             for piece in self._pieces(ids, said):
-                _write(piece)
+                write_text(piece)
         except KeyboardInterrupt:
             if not live:
                 raise
-            _write(" …")
-        _write("\n")
+            write_text(" …")
+        write_text("\n")
         if self.keep:
             import numpy as np
 
@@ -140,10 +143,10 @@ def _asked() -> Iterator[str]:
         try:
             question = input(PROMPT)
         except EOFError:
-            _write("\n")
+            write_text("\n")
             return
         except KeyboardInterrupt:
-            _write("\n(Ctrl-D ends)\n")
+            write_text("\n(Ctrl-D ends)\n")
             continue
         yield question
 
@@ -153,8 +156,3 @@ def _greet(session: Session, memory: Path | None) -> None:
     name = "nothing read" if memory is None else f"{memory.name}: {read:,} tokens read"
     kept = "questions are read into it" if session.keep else "every question finds it as it is"
     say(f"{name}; {kept}. Ctrl-C ends an answer, Ctrl-D the session.")
-
-
-def _write(piece: str) -> None:
-    sys.stdout.write(piece)
-    sys.stdout.flush()

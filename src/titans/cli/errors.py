@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from unicodedata import category
 
 
 class BadInput(Exception):
@@ -69,6 +70,14 @@ def say(line: str, end: str = "\n") -> None:
         sys.stderr.flush()
     except (OSError, ValueError):
         give_up(sys.stderr)
+
+
+def write_text(piece: str) -> None:
+    """Text of a model on standard output as it comes; on a terminal none of it moves the cursor or sets a title."""
+    if sys.stdout.isatty():
+        piece = "".join("\ufffd" if category(c) == "Cc" and c not in "\n\t" else c for c in piece)
+    sys.stdout.write(piece)
+    sys.stdout.flush()
 
 
 def give_up(stream: object) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from titans.cli.errors import CommandFailed, checking_input
+from titans.cli.errors import CommandFailed, checking_input, write_text
 from titans.cli.model import open_memory, open_model
 
 
@@ -29,10 +29,10 @@ def generate(
     with checking_input():
         pieces = _stream(model, prompt, memory, seed, sampling)
         first = next(pieces)  # reads the prompt, so whatever is wrong with the input shows before anything is printed
-    _write((prompt if echo else "") + first)
+    write_text((prompt if echo else "") + first)
     for piece in pieces:
-        _write(piece)
-    _write("\n")
+        write_text(piece)
+    write_text("\n")
     return 0
 
 
@@ -54,8 +54,3 @@ def _stream(model: Path, prompt: str, memory: Path | None, seed: int, sampling: 
         if int(token) != end:
             yield text.push(int(token))
     yield text.finish()
-
-
-def _write(piece: str) -> None:
-    sys.stdout.write(piece)
-    sys.stdout.flush()

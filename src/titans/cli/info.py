@@ -39,7 +39,11 @@ def _cost(config: Path, overrides: list[str]) -> list[str]:
         from titans.training.config import load_model_config
 
         config = config / CONFIG if config.is_dir() else config
+        if config.name == CONFIG and config.exists() and not config.is_file():  # a pipe's other end may never come
+            raise BadInput(f"{config}: is not a file")
         if config.name == CONFIG and config.is_file() and foreign_reader(config.parent) is not None:
+            if overrides:
+                raise BadInput(f"--set: changes a configuration of ours, not a grafted decoder, got {overrides[0]}")
             return _grafted(load_model(config.parent))
         model = load_model_config(config, overrides)
     cost = measure_cost(model)

@@ -73,6 +73,7 @@ def read_questions(path: str | Path) -> list[tuple[str, str]]:
             question, right = row["question"], row["answer"]
             if not isinstance(question, str) or not isinstance(right, str) or not question or not right:
                 raise TypeError
+            f"{question}{right}".encode()  # a ValueError for half a character, which no file or model can hold
         except (ValueError, KeyError, TypeError, RecursionError):
             raise EvaluationError(
                 f'questions: {path}, line {number} is not {{"question": "…", "answer": "…"}}'
@@ -102,7 +103,14 @@ def ask_questions(
 
     Returns:
         ``accuracy`` with the memory "on", "reset" and "off" (`COLUMNS`), and ``questions`` with what was said.
+
+    Raises:
+        EvaluationError: no questions, one of less than 2 tokens, or a template that no question goes into.
     """
+    if "{}" not in template:
+        raise EvaluationError(f"template: needs {{}} where the question goes, got {template!r}")
+    if not questions:
+        raise EvaluationError("questions: none given")
     prompts = [
         np.array(tokenizer.encode(template.replace("{}", question)), dtype=np.int64) for question, _ in questions
     ]

@@ -49,9 +49,8 @@ class RunningText:
             at = (at + 1) % len(self.sentences)
 
 
-@lru_cache(maxsize=4)
 def running_text(source: str = "stdlib", split: str = "validation") -> RunningText:
-    """The running text of that name.
+    """The running text of that name; read once, and again when its files have changed.
 
     Args:
         source: "essays", or what `titans.data.load_documents` takes: "stdlib", "enwik8", "wikitext-103", a path.
@@ -60,6 +59,19 @@ def running_text(source: str = "stdlib", split: str = "validation") -> RunningTe
     Raises:
         EvaluationError: no such text, or nothing in it.
     """
+    return _read(source, split, stamps(source))
+
+
+def stamps(source: str) -> tuple[tuple[str, int, int], ...]:
+    """Of the files that a user's ``source`` names: what changes when one of them is written."""
+    path = Path(str(source)).expanduser()
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    told = ((str(file), file.stat()) for file in files if file.is_file())
+    return tuple((name, at.st_mtime_ns, at.st_size) for name, at in told)
+
+
+@lru_cache(maxsize=4)  # stamps: for the key
+def _read(source: str, split: str, stamps: tuple[tuple[str, int, int], ...]) -> RunningText:
     try:
         documents = _essays(split) if source == ESSAYS else load_documents(source, split)
     except EvaluationError:

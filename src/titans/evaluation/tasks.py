@@ -18,7 +18,7 @@ from titans.evaluation.babilong import Babilong, PublishedBabilong
 from titans.evaluation.mqar import Mqar
 from titans.evaluation.niah import SETTINGS, Niah
 from titans.evaluation.ppl import Perplexity
-from titans.evaluation.running_text import running_text
+from titans.evaluation.running_text import running_text, stamps
 from titans.evaluation.task import IGNORED, EvaluationError, Task
 from titans.evaluation.worlds import STORIES
 from titans.names import suggestion
@@ -102,14 +102,16 @@ def training_batch(
     for name, value in (("batch", batch), ("length", length), ("questions", questions)):
         if value < 1:
             raise EvaluationError(f"{name}: must be at least 1, got {value}")
-    made = _task(task, text, "train")
+    made = _task(task, text, "train", stamps(text))
     seeds = torch.randint(2**62, (batch,), generator=generator, device=generator.device)
     rows = [made.training_row(tokenizer, length, Random(seed), questions, dense) for seed in seeds.tolist()]
     ids, labels = (torch.stack(x) for x in zip(*rows, strict=True))
     return ids, labels
 
 
-_task = lru_cache(maxsize=8)(make_task)
+@lru_cache(maxsize=8)
+def _task(name: str, text: str, split: str, stamps: tuple[tuple[str, int, int], ...]) -> Task:
+    return make_task(name, text, split)
 
 
 class TaskRows(Dataset[dict[str, Tensor]]):
@@ -148,7 +150,7 @@ class TaskRows(Dataset[dict[str, Tensor]]):
                 raise EvaluationError(f"tasks: the share of {name} must be positive, got {share}")
         if not tasks:
             raise EvaluationError("tasks: none given")
-        self.tasks = [_task(name, text, split) for name in tasks]
+        self.tasks = [_task(name, text, split, stamps(text)) for name in tasks]
         self.shares = list(tasks.values())
         self.tokenizer, self.length, self.n_rows, self.seed = tokenizer, length, n_rows, seed
         self.split, self.questions = split, questions

@@ -140,9 +140,16 @@ class TitansForCausalLM(Whole, PreTrainedModel, GenerationMixin):
         Args:
             inputs: ``[B, T]``; all of the text so far where ``past_key_values`` is given, only what follows ``state``.
             state: what has been read before, which stays as it is.
+
+        Raises:
+            ValueError: a row ends in padding: transformers would go on from there, not from the row's last token.
         """
         if not self.can_generate():
             raise TypeError(f"{type(self).__name__} has no head to generate with: take AutoModelForCausalLM")
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.dim() == 2 and not mask[:, -1].all():
+            row = int((mask[:, -1] == 0).nonzero()[0])
+            raise ValueError(f"attention_mask: row {row} ends in padding, generate needs it on the left")
         held = {} if state is None else {"past_key_values": TitansCache(state)}
         return super().generate(inputs, *args, **{**held, **kwargs})  # type: ignore[misc]
 

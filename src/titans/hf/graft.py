@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Cache, PretrainedConfig, PreTrainedModel
@@ -124,10 +124,27 @@ def save_graft(model: PreTrainedModel, folder: str | Path) -> None:
 
 
 def load_graft(model: PreTrainedModel, folder: str | Path, freeze: bool = True) -> PreTrainedModel:
-    """Graft onto a pretrained model what `save_graft` wrote; ``freeze`` as in `graft`."""
-    with safe_open(path_of("folder", folder) / WEIGHTS, framework="pt") as file:
-        _take(model, json.loads(file.metadata()[FIELD]), freeze)
-    grafts(model).load_state_dict(load_file(Path(folder) / WEIGHTS))
+    """Graft onto a pretrained model what `save_graft` wrote; ``freeze`` as in `graft`.
+
+    Raises:
+        FileNotFoundError: ``folder`` holds no such file.
+        ValueError: the file is damaged, is not `save_graft`'s, or does not fit the model, which is then left as it was
+            but in the last case.
+    """
+    path = path_of("folder", folder) / WEIGHTS
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+    if FIELD not in metadata:
+        raise ValueError(f"{path} was not written by save_graft")
+    _take(model, json.loads(metadata[FIELD]), freeze)
+    try:
+        grafts(model).load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit this model: {' '.join(str(error).split())}") from error
     return model
 
 

@@ -19,7 +19,7 @@ class FeedForward(Module):
 
     def __init__(self, d_model: int, mult: float = 4, gain: float = 1.0):
         super().__init__()
-        hidden = -(-int(2 * mult * d_model / 3) // 8) * 8
+        hidden = -(-max(int(2 * mult * d_model / 3), 1) // 8) * 8
         self.up = Linear(d_model, 2 * hidden)
         self.down = Linear(hidden, d_model, gain=gain)
 

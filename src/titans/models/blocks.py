@@ -20,9 +20,7 @@ class Block(Module):
     def __init__(self, config: TitansConfig, layer: int):
         super().__init__()
         self.mixer_norm = nn.RMSNorm(config.d_model)
-        self.mixer = MIXERS[config.mixer(layer)](
-            config.model_copy(update={"variant": config.mixer(layer), "memory_layers": None})
-        )
+        self.mixer = MIXERS[config.mixer(layer)](config.of_block(layer))
         self.ffn_norm = nn.RMSNorm(config.d_model)
         self.ffn = FeedForward(config.d_model, config.ffn_mult, gain=config.residual_gain)
 

@@ -174,6 +174,12 @@ class TitansConfig(CheckedModel):
         """The variant of a block."""
         return self.variant if self.memory_layers is None or layer in self.memory_layers else "swa"
 
+    def of_block(self, layer: int) -> TitansConfig:
+        """What a block's mixer is built from: without what only blocks with a memory have, where it has none."""
+        variant = self.mixer(layer)
+        without = {"memory_layers": None, "n_memory_tokens": 0} if variant != self.variant else {}
+        return self.model_copy(update={"variant": variant, **without})
+
     @property
     def attention_heads(self) -> int:
         return self.n_heads or default_heads(self.d_model)

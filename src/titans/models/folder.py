@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -225,7 +225,7 @@ def read_folder(folder: str | Path) -> tuple[TitansConfig, dict[str, Tensor]]:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: it was made for other semantics, or its configuration is none of ours.
+        ValueError: it was made for other semantics, its configuration is none of ours, or a file is damaged.
     """
     folder = Path(folder)
     told = _told(folder)
@@ -237,9 +237,12 @@ def read_folder(folder: str | Path) -> tuple[TitansConfig, dict[str, Tensor]]:
     for name in names:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"model folder {str(folder)!r} has no {name}")
-        with safe_open(folder / name, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors |= {key.removeprefix(PREFIX): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        try:
+            with safe_open(folder / name, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors |= {key.removeprefix(PREFIX): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{folder / name} is damaged or no safetensors file: {error}") from error
         made_for = told if "model_type" in told else metadata  # transformers writes no metadata of ours
         check_semantics(made_for.get("semantics", made_for.get("computation")), f"model folder {str(folder)!r}")
     return config, tensors

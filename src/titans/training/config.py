@@ -10,7 +10,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from titans.models import TitansConfig
-from titans.models.config import MOST, CheckedModel
+from titans.models.config import MODEL_TYPE, MOST, CheckedModel
 from titans.models.yaml_text import parse_yaml
 from titans.names import path_of, suggestion
 from titans.ops.memory import Engine
@@ -216,6 +216,9 @@ def load_model_config(path: str | Path, overrides: Sequence[str] = ()) -> Titans
     raw = read_mapping(path)
     if "model" in raw:
         return TrainConfig.parse(raw, overrides, origin=str(path)).model
+    if raw.get("model_type") == MODEL_TYPE:  # a model's folder says more than our fields; --set may not
+        told = raw["titans"] if isinstance(raw.get("titans"), dict) else raw
+        raw = {name: told[name] for name in TitansConfig.model_fields if name in told}
     return _validated(TitansConfig, raw, overrides, str(path))
 
 
