@@ -1,4 +1,4 @@
-"""What to say of a name that nobody knows."""
+"""What to say of a name that nobody knows, and of a value of another kind."""
 
 from __future__ import annotations
 
@@ -18,3 +18,9 @@ def suggestion(value: object, known: Iterable[str]) -> str:
     by_sound = {name.lower(): name for name in known}
     close = difflib.get_close_matches(value.lower(), by_sound, n=1) if isinstance(value, str) else []
     return f", did you mean {by_sound[close[0]]!r}?" if close else ""
+
+
+def check_kind(name: str, value: object, kind: type | tuple[type, ...], what: str) -> None:
+    """Raise a ValueError unless ``value`` is of this kind, said as ``what``; True and False are no numbers."""
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
+        raise ValueError(f"{name} must be {what}, got {type(value).__name__} {value!r:.60}")
