@@ -5,11 +5,14 @@ from functools import cache
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from titans import MirasConfig, NeuralMemory, PersistentMemory, TitansConfig
-from titans.data import TokenDocuments, iid_batch, load_documents, load_tokenizer
-from titans.evaluation import nats_by_position
+from titans import MirasConfig, NeuralMemory, PersistentMemory, TitansConfig, count_parameters
+from titans.data import ByteTokenizer, TokenDocuments, iid_batch, load_documents, load_tokenizer, mqar_batch
+from titans.evaluation import evaluate, nats_by_position, training_batch
+from titans.hf.graft import graft, memories, save_graft
 from titans.models import build_model
+from titans.ops import sliding_window_attention
 from titans.state import State
 from titans.training import build_optimizer
 from titans_miras import MACTransformer, TransformerConfig
@@ -33,9 +36,41 @@ CALLS = {
     **{f"source={v!r}": lambda v=v: load_documents(v) for v in ("", "/nowhere", "PLACE")},
     **{f"vocab: {v}": lambda v=v: iid_batch(1, 2, v, torch.Generator()) for v in (0, -1)},
     **{f"weight_decay: {v}": lambda v=v: build_optimizer(torch.nn.Linear(2, 2), weight_decay=v) for v in (-1, NAN)},
+    **{f"n_tokens={v!r}": lambda v=v: PersistentMemory(v, 16) for v in (-1, 2.5, "2")},
+    **{f"model={v!r}": lambda v=v: count_parameters(v) for v in (5, None)},
+    **{f"config={v!r}": lambda v=v: MACTransformer(config=v) for v in (5, None)},  # type: ignore[arg-type]
+    "generator": lambda: mqar_batch(1, 16, 2, 32, None),
+    "batch": lambda: mqar_batch(1.5, 16, 2, 32, torch.Generator()),
+    "generator: training": lambda: training_batch("mqar_easy", ByteTokenizer(), 1, 64, 5),
+    "questions": lambda: training_batch("mqar_easy", ByteTokenizer(), 1, 64, torch.Generator(), questions=2.5),
+    "text": lambda: ByteTokenizer().encode(5),
+    "window": lambda: sliding_window_attention(*torch.ones(3, 1, 4, 1, 2), 1.5),
+    "past_key_values": lambda: memories(5),
+    "model: no decoder": lambda: graft(build_model(TitansConfig(**MODEL)), [0]),
+    "model: no memories": lambda: save_graft(decoder(), "PLACE"),
+    **{f"layers={v!r}": lambda v=v: graft(decoder(), v) for v in ([], [0, 0], 1, [9])},
+    **{f"{name}={v!r}": lambda name=name, v=v: evaluated(**{name: v}) for name, v in (("lengths", 32),
+        ("lengths", ["1k"]), ("samples", 1.5), ("seed", "x"), ("text", 5), ("model", None), ("tokenizer", None))},
     "texts": lambda: TokenDocuments.from_texts("hello", load_tokenizer()),
     "tokenizer": lambda: load_tokenizer(""),
 }  # fmt: skip
+
+
+def decoder():
+    sizes = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    return LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=1))
+
+
+def evaluated(**changes):
+    given = {"model": build_model(TitansConfig(**MODEL)), "tokenizer": ByteTokenizer(), "tasks": ["mqar_easy"]}
+    return evaluate(**{**given, "lengths": [32], **changes})
+
+
+def test_a_graft_that_is_refused_leaves_the_decoder_as_it_was():
+    model = decoder()
+    with pytest.raises(ValueError, match=r"layers must be among 0\.\.0, each once, got \[0, 0\]"):
+        graft(model, [0, 0])
+    assert all(p.requires_grad for p in model.parameters()) and type(model) is LlamaForCausalLM
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -47,6 +82,7 @@ def test_python_callers_get_one_clear_error(name):
 
 IDS = torch.ones(1, 9, dtype=torch.long)
 MODEL_CALLS = {
+    "tokenizer": lambda m: m.memorize("abc", tokenizer=5),
     **{f"input_ids {i}": lambda m, v=v: m(v) for i, v in enumerate(([[1]], None, "x", IDS.float(), IDS[0], IDS + 255,
         IDS - 2))},
     "input_ids meta": lambda m: m(IDS.to("meta")),

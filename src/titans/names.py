@@ -1,4 +1,4 @@
-"""Names that callers give: what to say of one that nobody knows, and of a path that is none."""
+"""What callers give: what to say of a name that nobody knows, a value of another kind, a path that is none."""
 
 from __future__ import annotations
 
@@ -33,3 +33,9 @@ def path_of(argument: str, value: object) -> Path:
     if not os.fspath(value):
         raise ValueError(f"{argument}: is empty; name a file or a folder, '.' for this one")
     return Path(value)
+
+
+def check_kind(name: str, value: object, kind: type | tuple[type, ...], what: str) -> None:
+    """Raise a ValueError unless ``value`` is of this kind, said as ``what``; True and False are no numbers."""
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
+        raise ValueError(f"{name} must be {what}, got {type(value).__name__} {value!r:.60}")

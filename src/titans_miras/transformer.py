@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from titans.layers.neural_memory import NeuralMemory
 from titans.models import ModelState, build_model
 from titans.models.generation import sample
+from titans.names import check_kind
 from titans_miras.config import TransformerConfig
 
 
@@ -51,6 +52,7 @@ class MACTransformer(nn.Module):
         super().__init__()
         if neural_memory_model is not None:
             raise ValueError("neural_memory_model is refused: in titans, derive the network from titans.miras.Network")
+        check_kind("config", config, TransformerConfig, "a TransformerConfig")
         self.config = TransformerConfig.model_validate(config.model_dump())
         self.model = build_model(self.config.to_titans())
         if token_emb is not None:

@@ -13,7 +13,7 @@ import pytest
 from tiny import LINE, OF_BYTES, model_and_text
 from titans.cli import main
 from titans.cli.errors import say
-from titans.models import MemoryFile
+from titans.models import MemoryFile, load_model
 
 SOURCE = Path(__file__).parents[2] / "src"
 
@@ -85,6 +85,19 @@ def test_nothing_read_is_not_called_resumable(place, tmp_path, capsys, monkeypat
     words = ["--input", str(place / "text.txt"), "--output", str(tmp_path / "memory")]
     assert main(["memorize", "--model", str(place / "model"), *words]) == 143
     assert "nothing was read yet" in capsys.readouterr().err and not (tmp_path / "memory").exists()
+
+
+def test_another_processs_memory_is_not_called_what_was_read(place, tmp_path, capsys, monkeypatch):
+    model, output = load_model(place / "model"), tmp_path / "memory"
+
+    def meanwhile(*arguments):
+        model.memorize("short").save(output)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("titans.reading.memorize.read_piece", meanwhile)
+    words = ["--input", str(place / "text.txt"), "--output", str(output)]
+    assert main(["memorize", "--model", str(place / "model"), *words]) == 130
+    assert "nothing was read yet" in capsys.readouterr().err and MemoryFile.open(output).tokens == 5
 
 
 def test_train_that_is_ended_before_its_first_step_says_so(tmp_path, capsys, monkeypatch):

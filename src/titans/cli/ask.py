@@ -56,7 +56,7 @@ def ask(
         if question:
             session.answer(question, live)
         elif not live:
-            _write("\n")  # answers stay beside their questions
+            write_text("\n")  # answers stay beside their questions
     return 0
 
 

@@ -41,13 +41,23 @@ def memorize(
         except (KeyboardInterrupt, Terminated) as stop:
             meter.close()
             kept = f"what is read is in {output}, the same command with --resume goes on"
-            say(f"stopped; {kept if output.exists() else 'nothing was read yet'}")
+            say(f"stopped; {kept if _half_read(output) else 'nothing was read yet'}")
             return 128 + getattr(stop, "number", 2)
         finally:
             meter.close()
     size = output.stat().st_size
     typer.echo(f"{file.tokens:,} tokens in {size:,} bytes; memory in {output}")
     return 0
+
+
+def _half_read(output: Path) -> bool:
+    """Is there something to go on with, and not somebody else's memory?"""
+    from titans.models import MemoryFile
+
+    try:
+        return MemoryFile.open(output).unfinished is not None
+    except (OSError, ValueError):
+        return False
 
 
 class Meter:

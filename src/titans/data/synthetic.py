@@ -6,6 +6,8 @@ Shapes: B batch, T length, P pairs, V vocabulary.
 import torch
 from torch import Tensor
 
+from titans.names import check_kind
+
 IGNORED = -100
 FILLER = 0
 
@@ -37,6 +39,9 @@ def mqar_batch(
 
     Source: Arora et al. 2024 (zoology), with gaps drawn uniformly instead of by a power law.
     """
+    check_kind("generator", generator, torch.Generator, "a torch.Generator")
+    for name, value in (("batch", batch), ("length", length), ("pairs", pairs), ("vocab", vocab)):
+        check_kind(name, value, int, "an integer")
     for name, value in (("batch", batch), ("pairs", pairs)):
         if value < 1:
             raise ValueError(f"{name}: {value} must be at least 1")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from titans.names import path_of
+from titans.names import check_kind, path_of
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -65,6 +65,7 @@ class ByteTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """UTF-8 bytes of ``text``; half surrogate pairs, which UTF-8 cannot hold, become ``?``."""
+        check_kind("text", text, str, "a string")
         return list(text.encode("utf-8", errors="replace"))
 
     def encode_array(self, text: str) -> np.ndarray:

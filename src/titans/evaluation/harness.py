@@ -17,7 +17,7 @@ from titans.evaluation.reading import rows_at_once
 from titans.evaluation.task import EvaluationError, NotMeasurable, Record, Task
 from titans.evaluation.tasks import make_tasks
 from titans.files import bytes_of, check_ours, write_whole
-from titans.names import path_of
+from titans.names import check_kind, path_of
 
 NEEDED = {"tokens", "state_bytes", "seconds"}  # of every task's records
 
@@ -73,6 +73,13 @@ def evaluate(
         EvaluationError: an argument is wrong, something that a task needs is missing, the output folder holds cells of
             other settings or files of somebody else (named), or no cell can be measured.
     """
+    check_kind("lengths", lengths, Sequence, "a list of integers")
+    for name, number in (("samples", samples), ("seed", seed), *(("lengths", length) for length in lengths)):
+        check_kind(name, number, int, "an integer")
+    check_kind("model", model, torch.nn.Module, "a model")
+    check_kind("text", text, (str, Path), "the name of a text or a path")
+    if not hasattr(tokenizer, "vocab_size"):
+        raise EvaluationError(f"tokenizer must be a Tokenizer, got {type(tokenizer).__name__}")
     if samples < 1:
         raise EvaluationError(f"samples: must be at least 1, got {samples}")
     if not lengths or min(lengths) < 2:

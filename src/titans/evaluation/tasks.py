@@ -21,7 +21,7 @@ from titans.evaluation.ppl import Perplexity
 from titans.evaluation.running_text import running_text, stamps
 from titans.evaluation.task import IGNORED, EvaluationError, Task
 from titans.evaluation.worlds import STORIES
-from titans.names import suggestion
+from titans.names import check_kind, suggestion
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "niah": ("niah_single_1", "niah_single_2", "niah_single_3"),
@@ -99,7 +99,9 @@ def training_batch(
         EvaluationError: an argument is out of its range, a sample does not fit into ``length``, or the task cannot be
             trained on.
     """
+    check_kind("generator", generator, torch.Generator, "a torch.Generator")
     for name, value in (("batch", batch), ("length", length), ("questions", questions)):
+        check_kind(name, value, int, "an integer")
         if value < 1:
             raise EvaluationError(f"{name}: must be at least 1, got {value}")
     made = _task(task, text, "train", stamps(text))

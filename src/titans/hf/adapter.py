@@ -150,6 +150,8 @@ class TitansForCausalLM(Whole, PreTrainedModel, GenerationMixin):
         if isinstance(mask, Tensor) and mask.dim() == 2 and not mask[:, -1].all():
             row = int((mask[:, -1] == 0).nonzero()[0])
             raise ValueError(f"attention_mask: row {row} ends in padding, generate needs it on the left")
+        if state is not None and not isinstance(state, ModelState):
+            raise ValueError(f"state must be a ModelState, got {type(state).__name__}")
         held = {} if state is None else {"past_key_values": TitansCache(state)}
         return super().generate(inputs, *args, **{**held, **kwargs})  # type: ignore[misc]
 

@@ -22,7 +22,7 @@ from titans.models import TitansConfig
 from titans.models.folder import SHIM, undigested
 from titans.models.graft import Graft, grafts
 from titans.models.semantics import SEMANTICS, check_semantics
-from titans.names import path_of
+from titans.names import check_kind, path_of
 
 # Where a model of this type keeps its decoder, and the decoder its layers. Add a line for a family of your own.
 FAMILIES: dict[str, tuple[str, str]] = {
@@ -57,6 +57,7 @@ class Remembering:
 
 def memories(past_key_values: Any) -> dict[int, NeuralMemoryState]:
     """The memories' states on a cache, by layer; those put into a new cache go on without its keys and values."""
+    check_kind("past_key_values", past_key_values, Cache, "a cache of transformers")
     if not isinstance(past_key_values, Remembering):
         past_key_values.__class__ = _with(Remembering, type(past_key_values))
         past_key_values.memories = {}
@@ -110,6 +111,8 @@ def graft(
     Raises:
         ValueError: an unknown family, a layer that is not there, a model that has memories already.
     """
+    check_kind("model", model, PreTrainedModel, "a causal language model of transformers")
+    check_kind("layers", layers, Sequence, "a list of layers' numbers")
     width = model.config.get_text_config().hidden_size
     memory = TitansConfig(variant="LMM", d_model=width, chunk_size=chunk_size, **fields)
     told = {"family": model.config.model_type, "layers": sorted(layers), "memory": memory.to_dict()}
@@ -118,6 +121,8 @@ def graft(
 
 def save_graft(model: PreTrainedModel, folder: str | Path) -> None:
     """Write the memories alone; `load_graft` puts them beside the same pretrained model again."""
+    if not hasattr(getattr(model, "config", None), FIELD):
+        raise ValueError(f"model must have memories, see graft, got {type(model).__name__}")
     told = {"format": "pt", FIELD: json.dumps(getattr(model.config, FIELD))}
     tensors = {name: p.detach().cpu().contiguous() for name, p in grafts(model).state_dict().items()}
     write_whole(path_of("folder", folder) / WEIGHTS, lambda aside: save_file(tensors, aside, told))
@@ -169,6 +174,7 @@ def _take(model: PreTrainedModel, told: dict[str, Any], freeze: bool) -> PreTrai
     if hasattr(model.config, FIELD):
         raise ValueError(f"the model has memories already, beside layers {getattr(model.config, FIELD)['layers']}")
     kind = _kind(model.config.model_type)
+    _layers(model, told)  # refused before anything is changed
     if freeze:
         model.requires_grad_(False)
     _plant(model, told)
@@ -180,14 +186,20 @@ def _take(model: PreTrainedModel, told: dict[str, Any], freeze: bool) -> PreTrai
 
 def _plant(model: PreTrainedModel, told: dict[str, Any]) -> None:
     check_semantics(told["semantics"], "graft")
-    decoder, stack = FAMILIES[model.config.model_type]
-    found, config = getattr(getattr(model, decoder), stack), TitansConfig.from_dict(told["memory"])
-    if not set(told["layers"]) <= set(range(len(found))):
-        raise ValueError(f"layers must be among 0..{len(found) - 1}, got {told['layers']}")
+    found, config = _layers(model, told), TitansConfig.from_dict(told["memory"])
     for i in told["layers"]:
         found[i].add_module(NAME, Graft(config, i).to(model.device, model.dtype))
         found[i].register_forward_hook(_add, with_kwargs=True)
-    getattr(model, decoder).register_forward_pre_hook(_note, with_kwargs=True)
+    getattr(model, FAMILIES[model.config.model_type][0]).register_forward_pre_hook(_note, with_kwargs=True)
+
+
+def _layers(model: PreTrainedModel, told: dict[str, Any]) -> nn.ModuleList:
+    """The decoder's layers, among which those are that are told of, each once: one named twice would count double."""
+    decoder, stack = FAMILIES[model.config.model_type]
+    found, named = getattr(getattr(model, decoder), stack), told["layers"]
+    if not named or len(set(named)) < len(named) or not set(named) <= set(range(len(found))):
+        raise ValueError(f"layers must be among 0..{len(found) - 1}, each once, got {named}")
+    return found
 
 
 def _note(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

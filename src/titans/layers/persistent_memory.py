@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from titans.layers.gates import check_count
 from titans.layers.module import Module
 
 
@@ -22,8 +23,8 @@ class PersistentMemory(Module):
 
     def __init__(self, n_tokens: int, d_model: int):
         super().__init__()
-        if n_tokens < 0:
-            raise ValueError(f"n_tokens must be at least 0, got {n_tokens}")
+        check_count("n_tokens", n_tokens, 0)
+        check_count("d_model", d_model, 1)
         self.n_tokens = n_tokens
         self.P = nn.Parameter(torch.empty(n_tokens, d_model))
         self.initialise()

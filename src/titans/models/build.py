@@ -12,7 +12,7 @@ from titans.models.config import TitansConfig
 from titans.models.folder import check_digest, check_settings, foreign_reader, read_folder, write_folder
 from titans.models.language_model import TitansModel
 from titans.models.variants import CLASSES
-from titans.names import path_of
+from titans.names import check_kind, path_of
 from titans.ops.memory import Engine
 
 
@@ -81,4 +81,5 @@ def _check_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
 
 def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
     """Number of parameters, shared ones counted once."""
+    check_kind("model", model, nn.Module, "a torch.nn.Module")
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)

@@ -101,6 +101,8 @@ def _arrays(text: Any, tokenizer: Encoder | None, model: TitansModel) -> Iterabl
             raise ValueError(f"text needs tokenizer=: the model's {model.config.vocab_size} ids are not bytes")
         if tokenizer is None:
             return [np.frombuffer(text.encode("utf-8", errors="replace"), dtype=np.uint8)]
+        if not hasattr(tokenizer, "encode"):
+            raise ValueError(f"tokenizer must have encode(text), got {type(tokenizer).__name__}")
         return [np.array(tokenizer.encode(text), dtype=np.int64)]
     if isinstance(text, Tensor):
         if text.dim() not in (1, 2) or text.dtype not in (torch.int64, torch.int32):

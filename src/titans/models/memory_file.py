@@ -134,6 +134,8 @@ def claimed(state: ModelState, model: TitansModel, path: str | Path) -> ModelSta
     Raises:
         ValueError: another model made it.
     """
+    if not hasattr(model, "check_state"):
+        raise ValueError(f"model must be a TitansModel, got {type(model).__name__}")
     device = model.embedding.weight.device
     try:
         model.check_state(state)

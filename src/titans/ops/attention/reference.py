@@ -30,6 +30,8 @@ def check_arguments(
     if memory is not None:
         _check_same("memory_k", memory[0], "k", k)
         _check_same("memory_v", memory[1], "k", k)
+    if window is not None and not isinstance(window, int):
+        raise ValueError(f"window must be an integer, got {window!r}")
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
     if start is not None and start.shape not in ((B,), (B, T)):
