@@ -119,6 +119,7 @@ def test_generate_names_what_is_wrong(model_dir, tmp_path, capsys, words, messag
         (["--config", "FILE", "--set", "model.d_modle=3"], "model.d_modle: unknown key, did you mean 'd_model'?"),
         (["--config", "FILE", "--set", "training.steps=no"], "training.steps: "),
         (["--config", "FILE", "--set", "data.source=/nowhere.txt"], "data.source: '/nowhere.txt'"),
+        (["--config", "FILE", "--set", "data.source=.", "--output", "."], ". is what data.source reads"),
         (["--config", "FILE", "--resume"], "holds no complete checkpoint"),
         (["--config", "/nowhere.yaml"], "/nowhere.yaml: No such file"),
         (["--config", "FILE", "--fast"], "--fast"),

@@ -109,7 +109,7 @@ def graft(
         fields: of `TitansConfig` that make a memory: ``mem_heads``, ``mem_layers``, ``miras``, ``conv_kernel``, ...
 
     Raises:
-        ValueError: an unknown family, a layer that is not there, a model that has memories already.
+        ValueError: an unknown family, no layer, one that is not there or named twice, memories that are there already.
     """
     check_kind("model", model, PreTrainedModel, "a causal language model of transformers")
     check_kind("layers", layers, Sequence, "a list of layers' numbers")

@@ -74,7 +74,10 @@ def train(
         NonFiniteError: the loss or a gradient was not finite; the last good step is saved.
         CheckpointError: a checkpoint could not be written.
     """
-    with run_folder(config.training.output_dir):
+    output = config.training.output_dir
+    if os.path.isdir(output) and os.path.realpath(output) == os.path.realpath(config.data.source):
+        raise ConfigError(f"training.output_dir: {output} is what data.source reads; take a folder in it, or another")
+    with run_folder(output):
         return _train(config, resume, Console(stderr=True) if console is None else console, callbacks)
 
 
