@@ -159,7 +159,7 @@ STATES = {
     "save NUL": (lambda s: s.save("a\0b"), "null byte"),
     "load NUL": (lambda s: ModelState.load("a\0b"), "does not exist"),
     "load nowhere": (lambda s: ModelState.load("/nowhere/s.st"), "does not exist"),
-    "load a folder": (lambda s: ModelState.load("/"), "does not exist"),
+    "load a folder": (lambda s: ModelState.load("/"), "is not a regular file"),
 }
 
 

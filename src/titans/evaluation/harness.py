@@ -76,7 +76,8 @@ def evaluate(
     check_kind("lengths", lengths, Sequence, "a list of integers")
     for name, number in (("samples", samples), ("seed", seed), *(("lengths", length) for length in lengths)):
         check_kind(name, number, int, "an integer")
-    check_kind("model", model, torch.nn.Module, "a model")
+    if not callable(model):  # something may stand for a model, such as `FromMemory`
+        raise EvaluationError(f"model must be a model, got {type(model).__name__}")
     check_kind("text", text, (str, Path), "the name of a text or a path")
     if not hasattr(tokenizer, "vocab_size"):
         raise EvaluationError(f"tokenizer must be a Tokenizer, got {type(tokenizer).__name__}")
