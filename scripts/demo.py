@@ -85,10 +85,10 @@ def find(folder: Path) -> None:
     question = QUESTION.format(kind="number", key=key)
     told = f"its memory is {memory.nbytes:,} bytes, its window {model.config.window}"
     print(f"models/finder has read it; {told}. Asked for it:")
-    for state, which in ((memory, "with this memory"), (None, "without       ")):
+    for state, which in ((memory, "with this memory"), (None, "without it")):
         asked = torch.tensor([tokenizer.encode(question)])
         answer = model.generate(asked, state=state, max_new_tokens=len(number) + 1)[0, asked.shape[1] :]
-        print(f"  {which}  {tokenizer.decode(answer.tolist()).strip()}")
+        print(f"  {which:16}  {tokenizer.decode(answer.tolist()).strip()}")
     print(f"That took {time.monotonic() - started:.0f} seconds. Hide your own, then ask for {key} or for your own key:")
     print(f"  .venv/bin/titans memorize --model models/finder --input {folder / 'hidden.txt'} --output my.memory")
     print("  .venv/bin/titans ask --model models/finder --memory my.memory\n", flush=True)
