@@ -142,7 +142,7 @@ def train(
     batches: Callable[[float], tuple[Tensor, Tensor]],
     look: Callable[[int, float], None],
 ) -> dict[str, Any]:
-    """Steps until the time is up; ``batches`` takes the share of it that is gone, ``look`` is called about 12 times."""
+    """Steps until the time is up; ``batches`` takes the share of it that is gone, ``look`` comes about five times."""
     at = device()
     groups = [{k: g[k] for k in ("params", "weight_decay")} for g in build_optimizer(model).param_groups]
     on_gpu = at.type == "cuda"

@@ -151,6 +151,9 @@ def test_bench_shows_every_figure(run_file, capsys):
     assert [line.split("  ")[0] for line in lines[2:]] == ["tokens/s", "peak memory", "GFLOP/s", "of the limit", "by"]
     assert "'flight' is not one of" in complaint(capsys, "bench", "flight", "--config", run_file)
     assert "--device: nothing" in complaint(capsys, "bench", "model", "--config", run_file, "--device", "nothing")
+    assert "--device: meta holds no numbers" in complaint(
+        capsys, "bench", "model", "--config", run_file, "--device", "meta"
+    )
     words = ("bench", "memory", "--config", run_file, "--set", "model.variant=swa")
     assert "variant 'swa' has no memory" in complaint(capsys, *words)
 

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from titans.cli.errors import BadInput, checking_input
+from titans.cli.errors import checking_input
+from titans.cli.model import place_of
 
 LIMITS = {
     "memory": "matrix products alone",
@@ -37,10 +38,7 @@ def bench(
         model = load_model_config(config / CONFIG if config.is_dir() else config, set_ or [])
         if what == "memory" and not model.has_memory:
             raise ValueError(f"variant {model.variant!r} has no memory to measure")
-    try:
-        place = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"--device: {device}: {error}") from error
+    place = place_of(device)
     speed = measure_speed(what, model, place, tokens, batch, rounds)
     kind = f"after {tokens:,} tokens" if what == "decode" else f"forward and backward, {tokens:,} tokens"
     threads = f", threads: {torch.get_num_threads()}" if place.type == "cpu" else ""

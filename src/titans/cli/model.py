@@ -13,6 +13,8 @@ TEMPLATE_HELP = (
 )
 
 if TYPE_CHECKING:
+    import torch
+
     from titans.data import Tokenizer
     from titans.models import ModelState, TitansModel
 
@@ -35,15 +37,26 @@ def open_model(folder: Path, device: str | None = None) -> tuple[TitansModel, To
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ValueError(f"its tokenizer has {tokenizer.vocab_size} ids, the model knows {model.config.vocab_size}")
     if device is not None:
-        if device.partition(":")[0] == "meta":
-            raise BadInput(f"--device: {device} holds no numbers")
-        if device.startswith("cpu:") and device != "cpu:0":  # torch takes any index of it
-            raise BadInput(f"--device: {device} is not there, the CPU is one device: cpu")
-        try:
-            model.to(device)
-        except (RuntimeError, AssertionError) as error:
-            raise BadInput(f"--device: {device}: {error}") from error
+        model.to(place_of(device))
     return model, tokenizer
+
+
+def place_of(device: str) -> torch.device:
+    """The device that an option names.
+
+    Raises:
+        BadInput: it is not there, or holds no numbers.
+    """
+    import torch
+
+    if device.partition(":")[0] == "meta":
+        raise BadInput(f"--device: {device} holds no numbers")
+    if device.startswith("cpu:") and device != "cpu:0":  # torch takes any index of it
+        raise BadInput(f"--device: {device} is not there, the CPU is one device: cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"--device: {device}: {error}") from error
 
 
 def open_memory(file: Path | None, model: TitansModel) -> ModelState | None:
