@@ -8,7 +8,7 @@ Ours has one gate per token and takes gradients at the start of each chunk. tita
 - gates shared by the tokens of a chunk, all gradients at the initial weights: its default, and its fastest.
 
 The GEMM limit runs only the matrix products that the memory cannot do without, on the same threads.
-"Compiled" is ``engine = "compiled"``: each whole chunk goes through torch.compile. Before ours is timed, its output and
+Ours is what comes without any setting, and what comes where there is no compiler. Before it is timed, its output and
 all its gradients must equal those of the token-by-token reference engine on two and a half chunks.
 Run ``python benchmarks/memory_layer.py --help``; benchmarks/README.md has the set-up.
 """
@@ -24,7 +24,7 @@ import harness
 from harness import Contestant, Step, timed
 
 TOLERANCE = 1e-4
-DEFAULT = ("titans-eager", "titans-compiled", "tp-token", "tp-chunk", "tp-chunk-fixed", "gemm", "gemm-projections")
+DEFAULT = ("titans", "titans-fused", "tp-token", "tp-chunk", "tp-chunk-fixed", "gemm", "gemm-projections")
 
 
 def contestants(options: argparse.Namespace) -> list[Contestant]:
@@ -32,19 +32,14 @@ def contestants(options: argparse.Namespace) -> list[Contestant]:
     chunk = options.chunk
     peer, peer_python = {"kind": "titans-pytorch"}, options.titans_pytorch_python
     return [
-        Contestant("titans-eager", "titans", {"kind": "titans", "engine": "chunked"}, checked=True),
-        Contestant("titans-compiled", "titans, compiled", {"kind": "titans", "engine": "compiled"}, checked=True),
-        Contestant("titans-torch-compile", "titans, torch.compile of the whole layer",
-                   {"kind": "titans", "engine": "chunked", "torch_compile": True}, checked=True),
+        Contestant("titans", "titans", {"kind": "titans", "engine": "auto"}, checked=True),
+        Contestant("titans-fused", "titans without a compiler", {"kind": "titans", "engine": "fused"}, checked=True),
         Contestant("tp-token", "titans-pytorch, gates per token", {**peer, "chunk_size": 1, "batch_size": chunk},
                    peer_python, slow=True),
         Contestant("tp-chunk", f"titans-pytorch, gates per {chunk}", {**peer, "chunk_size": chunk, "batch_size": chunk},
                    peer_python),
         Contestant("tp-chunk-fixed", f"titans-pytorch, gates per {chunk}, gradients at initial weights",
                    {**peer, "chunk_size": chunk, "batch_size": None}, peer_python),
-        Contestant("tp-chunk-fixed-compiled",
-                   f"titans-pytorch, gates per {chunk}, gradients at initial weights, compiled",
-                   {**peer, "chunk_size": chunk, "batch_size": None, "compile": True}, peer_python),
         Contestant("gemm", "GEMM limit of the memory", {"kind": "gemm", "projections": False}),
         Contestant(
             "gemm-projections", "GEMM limit with the layer's projections", {"kind": "gemm", "projections": True}
@@ -118,17 +113,14 @@ def check_layer(layer, settings: dict) -> dict:
 def build_titans(settings: dict) -> tuple[Step, dict]:
     """Our layer."""
     import ours
-    import torch
 
     layer = make_layer(settings)
     memory = sum(p.numel() for p in layer.initial_weights)
-    call = torch.compile(layer) if settings.get("torch_compile") else layer
-    return training_step(layer, call, settings), {"versions": ours.package_versions(), "memory_weights": memory}
+    return training_step(layer, layer, settings), {"versions": ours.package_versions(), "memory_weights": memory}
 
 
 def build_titans_pytorch(settings: dict) -> tuple[Step, dict]:
     """titans-pytorch's NeuralMemory with the same memory network."""
-    import torch
     from titans_pytorch import NeuralMemory
 
     layer = NeuralMemory(
@@ -140,10 +132,9 @@ def build_titans_pytorch(settings: dict) -> tuple[Step, dict]:
         momentum=True,
         default_model_kwargs={"depth": 2, "expansion_factor": float(settings["expansion"])},
     )
-    call = torch.compile(layer) if settings.get("compile") else layer
     memory = sum(p.numel() for p in layer.memory_model_parameters if p.dim() == 3)
     info = {"versions": {"titans-pytorch": version("titans-pytorch")}, "memory_weights": memory}
-    return training_step(layer, lambda x: call(x)[0], settings), info
+    return training_step(layer, lambda x: layer(x)[0], settings), info
 
 
 def necessary_products(settings: dict) -> list[tuple[int, int, int, int, int]]:
@@ -203,7 +194,7 @@ def run(options: argparse.Namespace) -> None:
     names = ("width", "heads", "chunk", "expansion", "tokens", "batch", "threads")
     common = {name: getattr(options, name) for name in names}
     results = harness.race(chosen, Path(__file__), common, options.batch * options.tokens, options)
-    heroes = ("titans-eager", "titans-compiled")
+    heroes = ("titans", "titans-fused")
     print(f"Memory layer, forward + backward, float32: {', '.join(f'{k} {v}' for k, v in common.items())}\n")
     print(harness.race_table(results, heroes))
     print()

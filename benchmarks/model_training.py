@@ -19,21 +19,15 @@ from harness import Contestant, Step, timed
 
 TOLERANCE = 1e-3
 VARIANTS = ("MAC", "MAG", "MAL", "LMM")
-DEFAULT = ("mac-eager", "mac-compiled", "mag-eager", "mal-eager", "lmm-eager", "titans-pytorch", "titans-miras")
-HEROES = ("mac-eager", "mac-compiled")
+DEFAULT = ("mac", "mag", "mal", "lmm", "titans-pytorch", "titans-miras")
+HEROES = ("mac", "mag")
 
 
 def contestants(options: argparse.Namespace) -> list[Contestant]:
     """Everybody who can take part."""
     ours = [
-        Contestant(
-            f"{variant.lower()}-{'compiled' if compiled else 'eager'}",
-            f"titans {variant}{', compiled' if compiled else ''}",
-            {"kind": "titans", "variant": variant, "engine": "compiled" if compiled else "chunked"},
-            checked=True,
-        )
+        Contestant(variant.lower(), f"titans {variant}", {"kind": "titans", "variant": variant}, checked=True)
         for variant in VARIANTS
-        for compiled in (False, True)
     ]
     return [
         *ours,
@@ -62,7 +56,7 @@ def build(settings: dict) -> tuple[Step, dict]:
 
 
 def make_model(settings: dict):
-    """Our model, its memories in their engine."""
+    """Our model, as it comes."""
     import torch
 
     import titans
@@ -83,9 +77,7 @@ def make_model(settings: dict):
         window=settings["segment"],
         chunk_size=settings["chunk"],
     )
-    model = titans.build_model(config)
-    model.set_engine(settings["engine"])
-    return model
+    return titans.build_model(config)
 
 
 def check(settings: dict) -> dict:
