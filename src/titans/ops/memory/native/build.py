@@ -16,7 +16,7 @@ import torch
 
 HERE = Path(__file__).parent
 SOURCES = (
-    "scan.cpp", "backward.h", "forward.h", "attend.h", "step.h", "vectors.h", "scratch.h", "row.h", "kernels.h",
+    "scan.cpp", "around.h", "backward.h", "forward.h", "attend.h", "step.h", "vectors.h", "scratch.h", "row.h", "kernels.h",
 )  # fmt: skip
 # Not -ffast-math: it would make the whole process flush denormal numbers to zero.
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
@@ -112,6 +112,8 @@ def _declare(found: ctypes.CDLL) -> ctypes.CDLL:
     found.titans_step.argtypes = [sizes, numbers, pointers, ctypes.c_int, ctypes.c_int, ctypes.c_int]
     found.titans_attend.argtypes = [sizes, pointers, ctypes.c_int, ctypes.c_int]
     found.titans_vectors.argtypes = [sizes, ctypes.c_double, pointers, ctypes.c_int, ctypes.c_int, ctypes.c_int]
+    found.titans_around.argtypes = [sizes, ctypes.c_double, pointers, ctypes.c_int, ctypes.c_int, ctypes.c_int]
+    found.titans_around.restype = None
     for function in (found.titans_step, found.titans_attend, found.titans_vectors):
         function.restype = ctypes.c_int
     found.titans_scan_acts.argtypes = [sizes]

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "around.h"
 #include "attend.h"
 #include "backward.h"
 #include "step.h"
@@ -145,6 +146,25 @@ int vectors(const int64_t* n, double eps, void* const* p, int what, int threads)
   return 0;
 }
 
+template <class T>
+void all_heads(const int64_t* n, double longest, void* const* p, bool back, int threads) {
+  const HeadsShape s{long(n[0]), long(n[1]), long(n[2]), long(n[3]), long(n[4]), long(n[5]), n + 6, longest};
+  auto at = [&](int i) { return static_cast<T*>(p[i]); };
+  HeadsTensors<T> t{at(0), at(1), at(2), {}, at(3), {}, at(3), at(4), at(5), at(6)};
+  for (long part = 0; part < s.parts; part++) t.out[part] = at(7 + part), t.d_out[part] = at(7 + part);
+  back ? heads_backward(s, t, threads) : heads(s, t, threads);
+}
+
+template <class T>
+void around(const int64_t* n, double number, void* const* p, int what, int threads) {
+  auto at = [&](int i) { return static_cast<T*>(p[i]); };
+  const NormShape s{long(n[0]), long(n[1]), long(n[2]), long(n[3]), number};
+  if (what < 2) all_heads<T>(n, number, p, what == 1, threads);
+  if (what == 2) norm<T>(s, at(0), at(1), at(2), at(3), threads);
+  if (what == 3) norm_backward<T>(s, at(0), at(1), at(2), at(3), at(4), at(5), at(6), threads);
+  if (what == 4) swiglu<T>(at(0), at(1), at(2), n[0], n[1], threads);
+}
+
 }  // namespace
 
 // sizes: the fields of Shape; pointers: those of Tensors. Returns 0, or 1 where there was no memory for scratch.
@@ -171,6 +191,14 @@ extern "C" int titans_vectors(const int64_t* sizes, double eps, void* const* poi
                               int threads) {
   return is_double ? vectors<double>(sizes, eps, pointers, what, threads)
                    : vectors<float>(sizes, eps, pointers, what, threads);
+}
+
+// What around.h has, 0 heads, 1 heads_backward, 2 norm, 3 norm_backward, 4 swiglu: its sizes, its number, and its tensors
+// in the order of `all_heads` or of its arguments.
+extern "C" void titans_around(const int64_t* sizes, double number, void* const* pointers, int is_double, int what,
+                              int threads) {
+  is_double ? around<double>(sizes, number, pointers, what, threads)
+            : around<float>(sizes, number, pointers, what, threads);
 }
 
 // Elements per row and chunk that the forward pass leaves behind.
