@@ -17,6 +17,7 @@ from torch import Tensor
 from titans.layers.convolution import ShortConvolution, start_keys_one_token_behind
 from titans.layers.module import Linear, Module
 from titans.ops.attention import apply_rotary, causal_attention, rotary_angles, sliding_window_attention
+from titans.ops.memory.native import around
 from titans.ops.rows import Rows, columns
 from titans.state import State
 
@@ -118,7 +119,11 @@ class Attention(Module):
         tail; ``tail`` is that of an earlier call."""
         if self.conv is None:
             return self._heads(self.q(x)), *self.keys_values(x), None
-        projected, tail = self.conv(torch.cat((self.q(x), self.kv(x)), -1), tail, rows)
+        projected = torch.cat((self.q(x), self.kv(x)), -1)
+        found = self.conv.heads(projected, tail, rows, (around.PLAIN,) * 3, self.head_dim)
+        if found is not None:
+            return found  # type: ignore[return-value]
+        projected, tail = self.conv(projected, tail, rows)
         queries, keys, values = map(self._heads, projected.chunk(3, -1))
         return queries, keys, values, tail
 

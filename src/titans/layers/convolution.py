@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from titans.autograd import hand_written
 from titans.layers.module import Module
+from titans.ops.memory.native import around
 from titans.ops.rows import Rows, columns, flags
 
 OWN = 0.2  # share of a token itself in its key at the start
@@ -80,6 +82,20 @@ class ShortConvolution(Module):
         distance = torch.arange(self.kernel - 1, 0, -1, device=x.device)
         read = torch.tensor(rows.after, device=x.device).unsqueeze(1)
         return sum(taps, start=x.new_zeros(())), after.masked_fill((distance > read).unsqueeze(-1), 0)
+
+    def heads(
+        self, x: Tensor, tail: Tensor | None, rows: Rows, kinds: Sequence[int], head_dim: int, longest: float = 1.0
+    ) -> tuple[Tensor, ...] | None:
+        """Convolve, and bring the heads to their lengths, in C++: see `titans.ops.memory.native.around.heads`.
+
+        Returns:
+            the parts, each [B, T, H, D], and the new tail; None where C++ cannot: `forward` can.
+        """
+        if not rows.full or not around.usable(x, self.weight):
+            return None
+        if tail is not None:
+            tail = self.start(x, tail, rows.seen).to(x.dtype)
+        return around.heads(x, tail, self.weight, kinds, head_dim, longest)
 
     def start(self, like: Tensor, tail: Tensor | None, seen: tuple[int, ...]) -> Tensor:
         """The tail [B, K-1, channels] with zeros for the rows that begin a stream."""

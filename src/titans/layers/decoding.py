@@ -15,12 +15,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from titans.layers.attention import Attention, AttentionCache, AttentionState
 from titans.layers.convolution import ShortConvolution
+from titans.layers.module import RMSNorm
 from titans.layers.neural_memory import NeuralMemory, NeuralMemoryState
-from titans.layers.vectors import compiled, eps_of, like, plain, step_linear
+from titans.layers.vectors import compiled, like, plain, step_linear
 from titans.ops.attention import apply_rotary, rotary_angles
 from titans.ops.memory import Tokens, decode, pick
 from titans.ops.memory.native import vectors
@@ -88,14 +89,14 @@ def _step_compiled(
     conv, norm = None if layer.conv is None else layer.conv.weight, layer.read_norm
     logits, gate = step_linear(layer.gates.up, x, place), step_linear(layer.read_gate, x, place)
     token = StepToken(projected, state.tail, conv, logits, gate)
-    settings = StepSettings(layer.gates.theta_max, layer.qkv_activation == "silu", norm.weight, eps_of(norm, x))
+    settings = StepSettings(layer.gates.theta_max, layer.qkv_activation == "silu", norm.weight, norm.eps_of(x))
     y, ready, memory, tail = decode.step_compiled(layer.rule, token, settings, state.memory, place, offset)
     y = step_linear(layer.out, y, place) if ready else layer.output(y.unsqueeze(2), x)
     return y, StepNeuralMemory(memory, tail)
 
 
 def step_recall(
-    layer: NeuralMemory, x: Tensor, norm: nn.RMSNorm, conv: ShortConvolution | None, maps: tuple[Tensor, ...],
+    layer: NeuralMemory, x: Tensor, norm: RMSNorm, conv: ShortConvolution | None, maps: tuple[Tensor, ...],
     tail: Tensor | None, place: Place,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """A read of one query per row at weights, normalised.
@@ -112,7 +113,7 @@ def step_recall(
     """
     if compiled(place, x) and plain(x, norm) and native(layer, x, maps[0]):
         token = StepToken(x, tail, None if conv is None else conv.weight)
-        settings = StepSettings(0.0, layer.qkv_activation == "silu", norm.weight, eps_of(norm, x))
+        settings = StepSettings(0.0, layer.qkv_activation == "silu", norm.weight, norm.eps_of(x))
         return decode.read_compiled(layer.rule, token, settings, maps, place.active)
     x, after = step_convolution(conv, x, tail, place)
     return norm(decode.read(layer.rule, layer.normalise(x), maps).flatten(2)), after

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from titans.layers.module import Linear, Module
+from titans.ops.memory.native import around
 
 
 class FeedForward(Module):
@@ -25,5 +26,8 @@ class FeedForward(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d_model] -> [..., d_model]."""
-        gate, up = self.up(x).chunk(2, -1)
+        both = self.up(x)
+        if both.numel() and around.usable(both):
+            return self.down(around.swiglu(both))
+        gate, up = both.chunk(2, -1)
         return self.down(F.silu(gate) * up)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from titans.layers.convolution import ShortConvolution, start_keys_one_token_behind
 from titans.layers.gates import MemoryGates, check_count, default_heads, default_theta_max
-from titans.layers.module import Linear, Module, check_dtype
+from titans.layers.module import Linear, Module, RMSNorm, check_dtype
 from titans.miras import MirasConfig
 from titans.miras.config import resolve_miras
 from titans.ops.memory import (
@@ -35,6 +35,7 @@ from titans.ops.memory import (
     scan,
     stored,
 )
+from titans.ops.memory.native import around
 from titans.ops.memory.scan import check_range
 from titans.ops.memory.state import OpenChunk, check_made_alike, rule_name
 from titans.ops.rows import Packing, Rows
@@ -141,7 +142,7 @@ class NeuralMemory(Module):
         self.log_steps = nn.ParameterList(nn.Parameter(torch.empty(n_heads)) for _ in shapes) if per_chunk else None
         self.norm_gain = nn.Parameter(torch.empty(n_heads, self.head_dim)) if normed else None
         self.norm_bias = nn.Parameter(torch.empty(n_heads, self.head_dim)) if normed else None
-        self.read_norm = nn.RMSNorm(width)
+        self.read_norm = RMSNorm(width)
         self.read_gate = Linear(d_model, width)
         self.out = Linear(width, d_model)
         self.initialise()
@@ -261,13 +262,13 @@ class NeuralMemory(Module):
         """Read from weights at a chunk's start, neither gated nor projected.
 
         Args:
-            x: projected queries [B, n, H·D], not normalised.
+            x: queries [B, n, H, D] as `normalise` returns them.
             weights: accumulated weights A per map, [B, H, out, in].
 
         Returns:
             [B, n, H·D].
         """
-        return read_weights(self.rule, self.normalise(x), weights).flatten(2)
+        return read_weights(self.rule, x, weights).flatten(2)
 
     def start(self, batch: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """A_0 for every row of a batch, [B, H, out, in] per map."""
@@ -296,7 +297,10 @@ class NeuralMemory(Module):
 
     def output(self, found: Tensor, x: Tensor) -> Tensor:
         """Normalise, gate by x and project a read [B, T, H, D] -> [B, T, d_model]."""
-        return self.out(self.read_norm(found.flatten(2)) * torch.sigmoid(self.read_gate(x)))
+        gate = self.read_gate(x)
+        if self.compiles and around.usable(found, gate, self.read_norm.weight):
+            return self.out(around.gated_norm(found, self.read_norm.weight, self.read_norm.eps_of(found), gate))
+        return self.out(self.read_norm(found.flatten(2)) * torch.sigmoid(gate))
 
     def _tokens(self, x: Tensor, state: NeuralMemoryState | None, rows: Rows) -> tuple[Tokens, Tensor | None]:
         """What the memory reads, and the convolution's new tail."""
@@ -309,8 +313,20 @@ class NeuralMemory(Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         projected, tail = self.qkv(x), None
         if self.conv is not None:
-            projected, tail = self.conv(projected, None if state is None else state.tail, rows)
+            before = None if state is None else state.tail
+            if self.compiles:
+                cut = around.LIMIT if self.miras.architecture.residual_norm else around.PLAIN
+                kinds = around.UNIT, around.UNIT, cut
+                found = self.conv.heads(projected, before, rows, kinds, self.head_dim, self.head_dim**0.5)
+                if found is not None:
+                    return found  # type: ignore[return-value]
+            projected, tail = self.conv(projected, before, rows)
         return *self.heads(projected), tail
+
+    @property
+    def compiles(self) -> bool:
+        """May what lies around the scan run in C++ too? Another engine, named, has all of it in torch operations."""
+        return self.engine in ("auto", "native") and self.qkv_activation == "none"
 
     def heads(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Projected and convolved tokens [B, T, 3·H·D] -> q, k and v, each [B, T, H, D]."""

@@ -5,11 +5,10 @@ A layer of another class, one with hooks, or with weights of another kind or dty
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from titans.layers.feedforward import FeedForward
-from titans.layers.module import Linear
+from titans.layers.module import Linear, RMSNorm
 from titans.ops.memory.native import vectors
 from titans.ops.place import Place
 
@@ -43,23 +42,18 @@ def step_linear(layer: nn.Module, x: Tensor, place: Place) -> Tensor:
     return layer(x)
 
 
-def step_norm(norm: nn.RMSNorm, x: Tensor, place: Place) -> Tensor:
+def step_norm(norm: RMSNorm, x: Tensor, place: Place) -> Tensor:
     """``norm`` over x [B, 1, width]."""
     if compiled(place, x) and plain(x, norm):
-        return vectors.rms_norm(x.contiguous(), norm.weight, eps_of(norm, x))
+        return vectors.rms_norm(x.contiguous(), norm.weight, norm.eps_of(x))
     return norm(x)
 
 
-def step_feedforward(norm: nn.RMSNorm, layer: FeedForward, x: Tensor, place: Place) -> Tensor:
+def step_feedforward(norm: RMSNorm, layer: FeedForward, x: Tensor, place: Place) -> Tensor:
     """x + layer(norm(x)) over x [B, 1, d_model]."""
     if x.shape[0] <= vectors.ROWS and compiled(place, x) and plain(x, norm, layer, layer.up, layer.down):
-        return vectors.feedforward(x.contiguous(), norm.weight, layer.up.weight, layer.down.weight, eps_of(norm, x))
+        return vectors.feedforward(x.contiguous(), norm.weight, layer.up.weight, layer.down.weight, norm.eps_of(x))
     return x + layer(norm(x))
 
 
-def eps_of(norm: nn.RMSNorm, x: Tensor) -> float:
-    """What ``norm`` adds to the mean square of x."""
-    return torch.finfo(x.dtype).eps if norm.eps is None else norm.eps
-
-
-_KNOWN = (Linear, FeedForward, nn.RMSNorm)
+_KNOWN = (Linear, FeedForward, RMSNorm)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from titans.layers.feedforward import FeedForward
-from titans.layers.module import Module
+from titans.layers.module import Module, RMSNorm
 from titans.layers.vectors import step_feedforward, step_norm
 from titans.models.config import TitansConfig
 from titans.models.registry import MIXERS
@@ -19,9 +19,9 @@ class Block(Module):
 
     def __init__(self, config: TitansConfig, layer: int):
         super().__init__()
-        self.mixer_norm = nn.RMSNorm(config.d_model)
+        self.mixer_norm = RMSNorm(config.d_model)
         self.mixer = MIXERS[config.mixer(layer)](config.of_block(layer))
-        self.ffn_norm = nn.RMSNorm(config.d_model)
+        self.ffn_norm = RMSNorm(config.d_model)
         self.ffn = FeedForward(config.d_model, config.ffn_mult, gain=config.residual_gain)
 
     def forward(self, x: Tensor, state: State | None, rows: Rows, store: Tensor | None) -> tuple[Tensor, State]:

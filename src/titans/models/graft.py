@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from titans.layers.module import RMSNorm
 from titans.layers.neural_memory import NeuralMemoryState
 from titans.models.config import TitansConfig
 from titans.models.mixers.parts import make_memory
@@ -24,7 +25,7 @@ class Graft(nn.Module):
     def __init__(self, config: TitansConfig, layer: int):
         super().__init__()
         self.layer = layer
-        self.norm = nn.RMSNorm(config.d_model)
+        self.norm = RMSNorm(config.d_model)
         self.memory = make_memory(config)
         self.gate = nn.Parameter(torch.zeros(config.d_model))
         self.masks: dict[str, Tensor | None] = {}  # of the decoder's call, [B, T]: layers see none of this shape

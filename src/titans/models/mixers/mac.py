@@ -25,7 +25,7 @@ from titans.layers.decoding import (
     side_by_side,
     unstepped,
 )
-from titans.layers.module import Linear
+from titans.layers.module import Linear, RMSNorm
 from titans.layers.neural_memory import NeuralMemoryState
 from titans.layers.persistent_memory import PersistentMemory
 from titans.models.config import TitansConfig
@@ -35,6 +35,7 @@ from titans.models.registry import Mixer
 from titans.ops.attention import apply_rotary, segment_attention
 from titans.ops.grid import Block, Grid, Remainder, remainders
 from titans.ops.memory import MemoryState, decode
+from titans.ops.memory.native import around
 from titans.ops.place import Place
 from titans.ops.rows import Rows, flags
 from titans.state import State, counts
@@ -111,10 +112,10 @@ class MACMixer(Mixer):
         width = config.memory_width
         self.context_query = Linear(config.d_model, width)
         self.context_conv = ShortConvolution(width, config.conv_kernel) if config.conv_kernel else None
-        self.context_norm = nn.RMSNorm(width)
+        self.context_norm = RMSNorm(width)
         self.context_out = Linear(width, config.d_model) if width != config.d_model else None
-        self.attention_norm = nn.RMSNorm(config.d_model)
-        self.memory_norm = nn.RMSNorm(config.d_model)
+        self.attention_norm = RMSNorm(config.d_model)
+        self.memory_norm = RMSNorm(config.d_model)
         self.attention_through = nn.Parameter(torch.empty(config.d_model))
         self.memory_through = nn.Parameter(torch.empty(config.d_model))
         self.initialise()
@@ -142,11 +143,23 @@ class MACMixer(Mixer):
     def _project(self, x: Tensor, tails: Tails, rows: Rows) -> tuple[Projected, Tails]:
         context, tail = self.context_query(x), None
         if self.context_conv is not None:
-            context, tail = self.context_conv(context, tails[0], rows)
+            context, tail = self._convolved(context, tails[0], rows)
+        else:
+            context = self.memory.normalise(context)
         plain, keys, values, attention_tail = self.attention.project(x, tails[1], rows)
         cos, sin = self.attention.angles(rows, plain, self.segment)
         rotated = apply_rotary(plain, cos, sin), apply_rotary(keys, cos, sin)
         return Projected(context, plain, *rotated, values, cos, sin), (tail, attention_tail)
+
+    def _convolved(self, context: Tensor, tail: Tensor | None, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Context queries, of unit length per head [B, T, H, D], and the convolution's new tail."""
+        assert self.context_conv is not None
+        if self.memory.compiles:
+            found = self.context_conv.heads(context, tail, rows, (around.UNIT,), self.memory.head_dim)
+            if found is not None:
+                return found  # type: ignore[return-value]
+        context, tail = self.context_conv(context, tail, rows)
+        return self.memory.normalise(context), tail
 
     def attend(
         self, part: Projected, previous: Maps, caches: tuple[AttentionCache, AttentionCache] | None, rows: Rows
@@ -177,7 +190,7 @@ class MACMixer(Mixer):
         return self.attention_norm(self.attention.out(y.flatten(2))), (new, reads)
 
     def recall(self, queries: Tensor, previous: Maps) -> Tensor:
-        """h: what the memory of the previous segment's end knows about projected queries [B, n, H·D].
+        """h: what the memory of the previous segment's end knows about queries [B, n, H, D] of unit length.
 
         No gate, and no output projection where the widths fit: attention's own projections follow.
         """
@@ -191,7 +204,7 @@ class MACMixer(Mixer):
             tokens.append(self.persistent.P.unsqueeze(0))
         if self.summary is not None:
             summary = self.summary.P.expand(rows, -1, -1)
-            tokens.append(self.recall(self.context_query(summary), previous))
+            tokens.append(self.recall(self.memory.normalise(self.context_query(summary)), previous))
         if not tokens:
             return None
         rows = max(t.shape[0] for t in tokens)

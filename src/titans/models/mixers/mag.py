@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from titans.layers.attention import AttentionState
 from titans.layers.decoding import StepAttention, StepNeuralMemory, begin_attention, end_attention, step_attention
+from titans.layers.module import RMSNorm
 from titans.layers.neural_memory import NeuralMemoryState
 from titans.layers.vectors import step_norm
 from titans.models.config import TitansConfig
@@ -52,8 +53,8 @@ class MAGMixer(Mixer):
         super().__init__()
         self.branch = PrefixedMemory(config)
         self.attention = make_attention(config, config.window)
-        self.attention_norm = nn.RMSNorm(config.d_model)
-        self.memory_norm = nn.RMSNorm(config.d_model)
+        self.attention_norm = RMSNorm(config.d_model)
+        self.memory_norm = RMSNorm(config.d_model)
         self.attention_through = nn.Parameter(torch.empty(config.d_model))
         self.memory_through = nn.Parameter(torch.empty(config.d_model))
         self.initialise()

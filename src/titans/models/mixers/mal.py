@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from titans.layers.attention import AttentionState
 from titans.layers.decoding import StepAttention, StepNeuralMemory, begin_attention, end_attention, step_attention
+from titans.layers.module import RMSNorm
 from titans.layers.neural_memory import NeuralMemoryState
 from titans.layers.vectors import step_norm
 from titans.models.config import TitansConfig
@@ -46,7 +47,7 @@ class MALMixer(Mixer):
     def __init__(self, config: TitansConfig):
         super().__init__()
         self.branch = PrefixedMemory(config)
-        self.norm = nn.RMSNorm(config.d_model)
+        self.norm = RMSNorm(config.d_model)
         self.attention = make_attention(config, config.window, itself=config.window)
 
     def forward(self, x: Tensor, state: MALState | None, rows: Rows, store: Tensor | None) -> tuple[Tensor, MALState]:

@@ -1,7 +1,7 @@
 """What lies around the scan when whole texts are read, with gradients, in C++: one pass forward and one backward.
 
-The convolution with the norms of queries, keys and values, the norm of layers and reads with its gate, SwiGLU. Each does
-what the layer that calls it spells out in torch operations; `usable` says when it may.
+The convolution with the norms of queries, keys and values, the norm of layers and reads with its gate, SwiGLU. Each
+does what the layer that calls it spells out in torch operations; `usable` says when it may.
 
 Legend: B batch, T tokens, H heads, D head width, K taps of the convolution, N parts (queries, keys, values).
 """
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor  # type: ignore[import-not-found]
 
 from titans.autograd import hand_written
 from titans.ops.memory.native.build import library, unavailable
@@ -24,14 +25,14 @@ GROUPS = 32  # as in around.h: partial sums of a weight's gradient
 
 
 def usable(*tensors: Tensor | None) -> bool:
-    """May C++ take these: ordinary tensors on the CPU, all float32 or all float64, and no autocast, graph or transform?"""
+    """May C++ take these: ordinary tensors on the CPU, all float32 or all float64; no autocast, graph or transform?"""
     given = [x for x in tensors if x is not None]
     dtype = given[0].dtype
     return (
         dtype in (torch.float32, torch.float64)
         and all(type(x) in _ORDINARY and x.device.type == "cpu" and x.dtype == dtype for x in given)
         and not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"))
-        and not any(map(torch._C._functorch.is_functorch_wrapped_tensor, given))
+        and not any(map(is_functorch_wrapped_tensor, given))
         and unavailable() is None
     )
 
@@ -59,23 +60,14 @@ def heads(
     return *(part.transpose(1, 2) for part in parts), after
 
 
-def norm(x: Tensor, scale: Tensor, eps: float, gate: Tensor | None = None) -> Tensor:
-    """x / RMS(x) · scale (· σ(gate)).
+def norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """x / RMS(x) · scale, of x [..., width]."""
+    return _Norm.apply(x.reshape(1, 1, -1, len(scale)), scale, None, eps).view(x.shape)  # type: ignore[union-attr]
 
-    Args:
-        x: [..., width], or of heads [B, T, H, D] with H·D = width, best of memory laid out as [B, H, T, D].
-        scale: [width].
-        eps: added to the mean square.
-        gate: [..., width], with heads [B, T, width]; None for none.
 
-    Returns:
-        as ``gate``, else as x with its heads side by side.
-    """
-    if x.shape[-1] != len(scale):
-        return _Norm.apply(x.transpose(1, 2), scale, gate, eps)  # type: ignore[return-value]
-    flat = x.reshape(1, 1, -1, len(scale))
-    found = _Norm.apply(flat, scale, None if gate is None else gate.reshape(1, -1, len(scale)), eps)
-    return found.view(x.shape)  # type: ignore[union-attr]
+def gated_norm(x: Tensor, scale: Tensor, eps: float, gate: Tensor) -> Tensor:
+    """x / RMS(x) · scale · σ(gate), of x [B, T, H, D], best laid out as [B, H, T, D], and gate [B, T, H·D]."""
+    return _Norm.apply(x.transpose(1, 2), scale, gate, eps)  # type: ignore[return-value]
 
 
 def swiglu(x: Tensor) -> Tensor:

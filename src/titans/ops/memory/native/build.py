@@ -16,7 +16,8 @@ import torch
 
 HERE = Path(__file__).parent
 SOURCES = (
-    "scan.cpp", "around.h", "backward.h", "forward.h", "attend.h", "step.h", "vectors.h", "scratch.h", "row.h", "kernels.h",
+    "scan.cpp", "around.h", "backward.h", "forward.h", "attend.h", "step.h", "vectors.h", "scratch.h", "row.h",
+    "kernels.h",
 )  # fmt: skip
 # Not -ffast-math: it would make the whole process flush denormal numbers to zero.
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
