@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from titans.layers.convolution import _Depthwise
 from titans.ops.memory.native import around, available, unavailable
 
 pytestmark = pytest.mark.skipif(not available(), reason=str(unavailable()))
@@ -146,3 +147,11 @@ def test_what_is_not_taken():
     with torch.autocast("cpu", torch.bfloat16):
         assert not around.usable(x)
     assert not torch.vmap(lambda row: torch.full_like(row, around.usable(row)))(x).any()
+
+
+def test_the_convolution_without_a_compiler_takes_long_texts_in_parts():
+    torch.manual_seed(0)
+    x, weight = random(2, 600, 6), random(4, 6)
+    padded = torch.cat((x.new_zeros(2, 3, 6), x), 1)
+    given = x, None, weight, (around.PLAIN,), 6, LONGEST
+    compare(lambda: _Depthwise.apply(padded, weight), lambda: plain_heads(*given)[0].squeeze(2), [x, weight])
