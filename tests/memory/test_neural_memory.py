@@ -223,3 +223,13 @@ def test_momentum_makes_no_step_longer_than_the_cap(algorithm, gates):
             momentum = eta[:, t].unsqueeze(-1) * momentum + theta[:, t]
             assert momentum.max() <= 0.3 + 1e-12
         assert momentum.min() > 0.29
+
+
+def test_hooks_are_called_where_cpp_would_pass_a_layer_by():
+    layer, called = NeuralMemory(16, n_heads=2, chunk_size=4), []
+    x = torch.randn(1, 9, 16)
+    wanted = layer(x)
+    for name in ("conv", "read_norm"):
+        getattr(layer, name).register_forward_hook(lambda *_, name=name: called.append(name))
+    torch.testing.assert_close(layer(x), wanted)
+    assert called == ["conv", "read_norm"]

@@ -40,6 +40,11 @@ class Module(nn.Module):
         self.initialise()
 
 
+def hooked(module: nn.Module) -> bool:
+    """Has a call of the module effects that its class does not know?"""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def reset(module: nn.Module) -> None:
     """``reset_parameters`` of a module, or of those inside a container that has none."""
     if hasattr(module, "reset_parameters"):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from titans.layers.convolution import ShortConvolution, start_keys_one_token_behind
 from titans.layers.gates import MemoryGates, check_count, default_heads, default_theta_max
 from titans.layers.module import Linear, Module, RMSNorm, check_dtype
+from titans.layers.vectors import plain
 from titans.miras import MirasConfig
 from titans.miras.config import resolve_miras
 from titans.ops.memory import (
@@ -298,9 +299,10 @@ class NeuralMemory(Module):
     def output(self, found: Tensor, x: Tensor) -> Tensor:
         """Normalise, gate by x and project a read [B, T, H, D] -> [B, T, d_model]."""
         gate = self.read_gate(x)
-        if self.compiles and around.usable(found, gate, self.read_norm.weight):
-            return self.out(around.gated_norm(found, self.read_norm.weight, self.read_norm.eps_of(found), gate))
-        return self.out(self.read_norm(found.flatten(2)) * torch.sigmoid(gate))
+        norm = self.read_norm
+        if self.compiles and plain(gate, norm) and around.usable(found, gate):
+            return self.out(around.gated_norm(found, norm.weight, norm.eps_of(found), gate))
+        return self.out(norm(found.flatten(2)) * torch.sigmoid(gate))
 
     def _tokens(self, x: Tensor, state: NeuralMemoryState | None, rows: Rows) -> tuple[Tokens, Tensor | None]:
         """What the memory reads, and the convolution's new tail."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from titans.layers.feedforward import FeedForward
-from titans.layers.module import Linear, RMSNorm
+from titans.layers.module import Linear, RMSNorm, hooked
 from titans.ops.memory.native import vectors
 from titans.ops.place import Place
 
@@ -21,7 +21,7 @@ def compiled(place: Place, x: Tensor) -> bool:
 def plain(x: Tensor, *layers: nn.Module) -> bool:
     """Does nothing but the class say what these layers do to x: no hooks, and weights like x?"""
     for layer in layers:
-        if layer._forward_hooks or layer._forward_pre_hooks or type(layer) not in _KNOWN:
+        if hooked(layer) or type(layer) not in _KNOWN:
             return False
         for weight in layer._parameters.values():
             if weight is not None and not like(x, weight):

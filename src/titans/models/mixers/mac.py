@@ -158,8 +158,8 @@ class MACMixer(Mixer):
             found = self.context_conv.heads(context, tail, rows, (around.UNIT,), self.memory.head_dim)
             if found is not None:
                 return found  # type: ignore[return-value]
-        context, tail = self.context_conv(context, tail, rows)
-        return self.memory.normalise(context), tail
+        context, after = self.context_conv(context, tail, rows)
+        return self.memory.normalise(context), after
 
     def attend(
         self, part: Projected, previous: Maps, caches: tuple[AttentionCache, AttentionCache] | None, rows: Rows
