@@ -80,7 +80,9 @@ def begin_steps(model: TitansModel, state: ModelState) -> StepState:
         ValueError: the model has no such step.
     """
     _check(model)
-    layers = (block.mixer.begin_steps(old, state.seen) for block, old in zip(model.blocks, state.layers, strict=True))  # type: ignore[union-attr]
+    pairs = zip(model.blocks, state.layers, strict=True)
+    with torch.autocast(model.embedding.weight.device.type, enabled=False):  # calls without it may go on from there
+        layers = [block.mixer.begin_steps(old, state.seen) for block, old in pairs]  # type: ignore[union-attr]
     # Strides are part of a graph, too, those of a batch of one included, which `contiguous` leaves as they are.
     new = StepState(tuple(layers), state.read.clone())
     return new.map(lambda x: x.clone(memory_format=torch.contiguous_format))
