@@ -83,7 +83,8 @@ def save_folder(folder: str | Path, write: Callable[[Path], object]) -> None:
         ValueError: a model of another kind lies there, which is nothing of ours to replace.
     """
     folder = Path(os.path.realpath(path_of("folder", folder)))
-    _check_ours(folder)
+    if folder.is_dir():
+        _check_ours(folder)
 
     def write_signed(new: Path) -> None:
         write(new)
@@ -96,7 +97,7 @@ def save_folder(folder: str | Path, write: Callable[[Path], object]) -> None:
         new = Path(aside) / folder.name
         write_signed(new)
         open_to_umask(new)
-        names = sorted(os.listdir(new), key=lambda name: (name == CONFIG, name))  # the configuration last
+        names = sorted(os.listdir(new), key=lambda name: (name == CONFIG, name != SHIM, name))  # the configuration last
         if CONFIG in names:
             (folder / CONFIG).unlink(missing_ok=True)
         if any(map(WEIGHT_FILES.fullmatch, names)):
@@ -107,12 +108,21 @@ def save_folder(folder: str | Path, write: Callable[[Path], object]) -> None:
 
 
 def _check_ours(folder: Path) -> None:
-    try:
-        kind = _told(folder).get("model_type", MODEL_TYPE)
-    except (FileNotFoundError, ValueError):  # none, or a damaged one: whoever writes a whole model makes it good
+    """Raise a ValueError where a configuration or weights of somebody else would be replaced. Ours lie beside our
+    `SHIM`, or say so themselves, as those of older folders do."""
+    choose = "and is not ours to replace; choose another folder"
+    found = [folder / name for name in os.listdir(folder) if name == CONFIG or WEIGHT_FILES.fullmatch(name)]
+    if not found:
         return
+    try:
+        told = _told(folder)
+    except (FileNotFoundError, ValueError):  # none, or a damaged one: whoever writes a whole model makes it good
+        told = {}
+    kind = told.get("model_type", MODEL_TYPE if "variant" in told or (folder / SHIM).is_file() else None)
+    if kind is None:
+        raise ValueError(f"{found[0]} is there and of no model of titans, {choose}")
     if kind != MODEL_TYPE and kind not in READERS:
-        raise ValueError(f"{folder} holds a model of type {kind!r}, and is not ours to replace; choose another folder")
+        raise ValueError(f"{folder} holds a model of type {kind!r}, {choose}")
 
 
 def _add_tokenizer(new: Path, folder: Path) -> None:
@@ -138,7 +148,7 @@ def _sign(folder: Path) -> None:
 
 def _settings(told: dict[str, Any]) -> str:
     """SHA-256 of what a ``config.json`` says about what is computed; transformers' own words in it may change."""
-    names = ("semantics", "titans_graft", *sorted(set(TitansConfig.model_fields) - set(FREE)))
+    names = ("semantics", "titans", "titans_graft", *sorted(set(TitansConfig.model_fields) - set(FREE)))
     said = {name: told[name] for name in names if name in told}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 

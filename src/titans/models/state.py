@@ -261,19 +261,22 @@ class ModelState(State):
             read = counts(seen)
             state = cls(layers, read, Origin(words["config"], weights=words["weights"]))
             check_rows(state)
-        except (KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError) as error:
             raise ValueError(f"state file {str(path)!r} is damaged: {error}") from error
         return state, words
 
 
 def _check_ours(path: str | Path) -> None:
     """An older state is replaced, nobody's text or model is."""
-    if not path_of("path", path).is_file():
+    if not path_of("path", path).is_file() or not os.path.getsize(path):
         return
     with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(min(length, 2**24))
-    if length and b'"titans-state"' not in header:
+        header = file.read(min(int.from_bytes(file.read(8), "little"), 2**24))
+    try:
+        ours = json.loads(header)["__metadata__"]["format"] == "titans-state"
+    except (ValueError, KeyError, TypeError, RecursionError):
+        ours = False
+    if not ours:
         raise ValueError(f"{path} is there and no state file: not ours to replace; choose another name")
 
 
