@@ -24,7 +24,8 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` make a file or folder beside ``path``, then move it there; an old one is replaced.
 
     A link is followed: what it points to is replaced. A file is never put in the place of a folder nor the other way
-    round, nothing in that of a device or a pipe, and entries of an old folder that the new one lacks, which are somebody else's, move into the new one.
+    round, nothing in that of a device or a pipe, and entries of an old folder that the new one lacks, which are
+    somebody else's, move into the new one.
     Permissions are those of any new file, as the umask says.
 
     Args:

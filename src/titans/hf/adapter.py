@@ -182,7 +182,7 @@ class TitansForCausalLM(Whole, PreTrainedModel, GenerationMixin):
 
     def set_input_embeddings(self, value: Any) -> None:
         self.model.embedding = value
-        self.model.config = self.model.config.model_copy(update={"vocab_size": value.weight.shape[0]}).frozen()
+        self.model._config = self.model.config.model_copy(update={"vocab_size": value.weight.shape[0]}).frozen()
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
         """As transformers has it; a ValueError for a vocabulary that no model can have, which is left as it was."""

@@ -94,7 +94,7 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
 
     def __init__(self, config: TitansConfig, engine: Engine | None = None):
         super().__init__()
-        self.config = config.frozen()
+        self._config = config.frozen()
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = nn.RMSNorm(config.d_model)
@@ -110,6 +110,16 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
                 "may be in the memory (docs/miras.md)",
                 stacklevel=3,
             )
+
+    @property
+    def config(self) -> TitansConfig:
+        """What the model is built from."""
+        return self._config
+
+    @config.setter
+    def config(self, config: TitansConfig) -> None:
+        config.check_built(self._config)  # a ValueError: the weights stay those of the other one
+        self._config = config.frozen()
 
     def initialise(self) -> None:
         """The embedding starts at the scale of the tied output projection: logits of unit variance."""
@@ -198,14 +208,13 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
         buffers, origin = state.buffers_of(self), state.origin
         if buffers is None:
             buffers, origin = Buffers(begin_steps(self, state)), origin.then(self)
-        place = Place(
-            buffers.steps.read, active, x.device, appends=buffers.newest, overwrites=buffers.newest and buffers.given
-        )
+        claimed = buffers.claim()
+        place = Place(buffers.steps.read, active, x.device, appends=claimed, overwrites=claimed and buffers.given)
         logits, steps = step(self, x, buffers.steps, place)
         logits = logits if active is None else logits.masked_fill(~active.view(-1, 1, 1), 0)
         if place.closes:  # weights change with chunks alone
             check_finite(steps.layers, [f"blocks.{i}" for i in range(len(steps.layers))], steps.read)
-        return ModelOutput(logits, ModelState.of_buffers(buffers.then(steps), origin))
+        return ModelOutput(logits, ModelState.of_buffers(Buffers(steps), origin))
 
     def _encode(
         self, x: Tensor, state: ModelState | None, rows: Rows, store: Tensor | None, all_hidden: bool

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as file_of
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from titans.files import bytes_of, hash_tensors, write_whole
 from titans.models.decoding import Buffers, end_steps
@@ -45,8 +46,11 @@ class Origin:
         self.model = model
         self._weights = weights
         exporting = torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
-        # Walking through a model's modules takes longer than looking at its parameters: the places are kept.
-        self._places = [] if model is None else [m._parameters for m in model.modules() if m._parameters]
+        # Walking through a model's modules takes longer than looking at what they hold: the places are kept.
+        modules = [] if model is None else list(model.modules())
+        self._places = [m._parameters for m in modules if m._parameters]
+        self._inside = [m._modules for m in modules if m._modules]
+        self._parts = self._look_inside()
         self._versions = None if model is None or exporting else self._look()  # fake tensors have no storage
 
     @property
@@ -66,7 +70,11 @@ class Origin:
     @property
     def unchanged(self) -> bool:
         """Are the weights that made the state still those of the model?"""
-        return self.model is not None and self._versions == self._look()
+        return self.model is not None and self._versions == self._look() and self._parts == self._look_inside()
+
+    def _look_inside(self) -> list[nn.Module | None]:
+        """The modules themselves: another one may have been put in the place of one."""
+        return [module for place in self._inside for module in place.values()]
 
     def _look(self) -> list[tuple[int, int]]:
         """What changes whenever a parameter does: its storage, and how often it was written to."""
@@ -101,6 +109,16 @@ class Origin:
 
     def __reduce__(self) -> tuple:
         return Origin, (self.fingerprint, None, self.weights)
+
+
+def _note_fused(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Fused steps write without counting that as a write, as every other one does."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("fused") and not torch.compiler.is_compiling() else ():
+            torch.autograd.graph.increment_version(parameter)
+
+
+register_optimizer_step_post_hook(_note_fused)
 
 
 def hash_weights(model: nn.Module) -> str:
