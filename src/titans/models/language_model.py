@@ -27,7 +27,7 @@ from titans.models.decoding import Buffers, begin_steps, eager_from_a_state, ste
 from titans.models.generation import GenerationMixin
 from titans.models.loss import check_items, mean_nats, targets_of
 from titans.models.memorize import MemorizeMixin
-from titans.models.state import ModelState, Origin, hash_weights
+from titans.models.state import ModelState, Origin, check_shapes, hash_weights, shapes_of
 from titans.ops.memory import Engine, check_engine, check_finite, pick
 from titans.ops.memory.scan import check_range
 from titans.ops.place import Place
@@ -90,6 +90,7 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
         engine: how the memories compute, see `set_engine`; None for their default.
     """
 
+    _like: tuple[Any, ...] | None = None  # the shapes of its states' layers, since it made one
     _fingerprint: tuple[TitansConfig, str] | None = None  # of the configuration beside it, which is frozen
 
     def __init__(self, config: TitansConfig, engine: Engine | None = None):
@@ -231,6 +232,8 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
             layers.append(after)
         check_finite(layers, [f"blocks.{i}" for i in range(len(layers))])
         origin = self.origin if state is None else state.origin.then(self)
+        if state is None and not torch.compiler.is_compiling():
+            self._like = shapes_of(layers)
         return (*stream, self.norm(x)), ModelState(tuple(layers), counts(rows.after), origin)
 
     def set_engine(self, engine: Engine) -> None:
@@ -390,3 +393,8 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
             raise ValueError(f"state has {state.rows} rows, input_ids has {rows}")
         if not state.origin.made_by(self) and state.origin.weights != hash_weights(self):
             raise ValueError("state was made by a model with other weights")
+        if "layers" in vars(state) and not torch.compiler.is_compiling():
+            if self._like is None:
+                with torch.no_grad():
+                    self(torch.zeros((1, 1), dtype=torch.int64, device=self.embedding.weight.device))
+            check_shapes(state.layers, self._like or (), state.rows)

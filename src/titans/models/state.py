@@ -21,7 +21,7 @@ from titans.models.decoding import Buffers, end_steps
 from titans.models.semantics import SEMANTICS, check_semantics
 from titans.models.stored import Dtype, pack, unpack
 from titans.names import path_of
-from titans.state import State, check_rows, counts, decode, encode, numbers, walk
+from titans.state import Leaf, State, check_rows, counts, decode, encode, numbers, walk
 
 FORMAT_VERSION = 3
 WORDS = {"format", "version", "semantics", "config", "weights", "seen", "layers"}
@@ -282,6 +282,30 @@ class ModelState(State):
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError) as error:
             raise ValueError(f"state file {str(path)!r} is damaged: {error}") from error
         return state, words
+
+
+def shapes_of(layers: Sequence[Any]) -> tuple[Any, ...]:
+    """A state's layers without their numbers."""
+    return walk(lambda leaf, x: x.detach().to("meta"), tuple(layers), path="state.layers")
+
+
+def check_shapes(layers: Sequence[Any], like: Sequence[Any], rows: int) -> None:
+    """Raise a ValueError that names the first part of a state which has not the shape that its model gives it.
+
+    Args:
+        layers: of the state.
+        like: of a state that the model made, as `shapes_of` has them.
+        rows: that the state says it has.
+    """
+
+    def check(leaf: Leaf, x: Tensor, known: Tensor) -> Tensor:
+        found, wanted = ([n for dim, n in enumerate(t.shape) if dim not in (0, leaf.columns)] for t in (x, known))
+        if found != wanted or x.dim() != known.dim() or x.shape[0] != rows:
+            shape = [rows, *("any" if dim == leaf.columns else n for dim, n in enumerate(known.shape) if dim)]
+            raise ValueError(f"{leaf.path} must have shape [{', '.join(map(str, shape))}], got {list(x.shape)}")
+        return x
+
+    walk(check, tuple(layers), tuple(like), path="state.layers")
 
 
 def _check_ours(path: str | Path) -> None:
