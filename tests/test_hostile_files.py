@@ -1,4 +1,4 @@
-"""Hostile cases of what is written and read: nobody else's file is replaced, and no file claims what it does not hold."""
+"""Hostile cases of what is written and read: nobody else's file is replaced, no file is believed."""
 
 import json
 import os
@@ -90,8 +90,8 @@ def test_settings_under_another_name_are_settings_that_were_edited(folder):
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
-    [("n_layers", 65536, "n_layers is 65536, the weights are of 2 blocks"), ("vocab_size", 2**31 - 1, "embedding.weight"),
-     ("n_persistent", 2**20, "persistent")],
+    [("n_layers", 65536, "n_layers is 65536, the weights are of 2 blocks"),
+     ("vocab_size", 2**31 - 1, "embedding.weight"), ("n_persistent", 2**20, "persistent")],
 )  # fmt: skip
 def test_a_model_is_not_made_of_a_size_that_its_weights_do_not_have(folder, field, value, message):
     def claim(told):

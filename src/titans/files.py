@@ -83,13 +83,13 @@ def check_ours(folder: Path, names: Iterable[str], sign: str) -> None:
     Args:
         folder: where they will be, if it exists.
         names: of the files.
-        sign: file or folder beside them that is written before any of them.
+        sign: pattern of a file below the folder that is written before any of them.
 
     Raises:
         ValueError: one is there without the sign: somebody else's, and nothing to replace.
     """
     there = [folder / name for name in names if os.path.lexists(folder / name)]
-    if there and not (folder / sign).exists():
+    if there and not any(folder.glob(sign)):
         raise ValueError(f"output: {there[0]} is there, and is not ours to replace; choose another output")
 
 

@@ -16,6 +16,7 @@ from titans.cli.errors import (
     missing_extra,
     one_line,
 )
+from titans.names import TooLong
 
 OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "alloc_cpu", "Storage size calculation")
 
@@ -72,7 +73,7 @@ def _run(words: list[str]) -> int:
         return _complain(f"{error.format_message()}{_given(error, words)} (see titans --help)", 2)
     except BadInput as error:
         return _complain(str(error), 2)
-    except (CommandFailed, FloatingPointError) as error:  # the latter: a memory diverged
+    except (CommandFailed, FloatingPointError, TooLong) as error:  # the second: a memory diverged
         return _complain(str(error), 1)
     except typer.Abort as abort:
         if isinstance(abort.__cause__ or abort.__context__, EOFError):  # click takes both for the user's

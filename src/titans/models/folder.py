@@ -40,6 +40,16 @@ AUTO_MAP = {
     "AutoModel": "modeling_titans.TitansHFModel",
     "AutoModelForCausalLM": f"modeling_titans.{ARCHITECTURE}",
 }
+FREE_WORDS = {
+    DIGEST,
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "architectures",
+    "auto_map",
+    "_name_or_path",
+    "use_cache",
+}
 # Who reads the folders of another ``model_type``: imported when there is one to read, since it may need what we do not.
 READERS = {"titans_graft": "titans.evaluation.grafted:read_graft"}
 
@@ -147,8 +157,11 @@ def _sign(folder: Path) -> None:
 
 
 def _settings(told: dict[str, Any]) -> str:
-    """SHA-256 of what a ``config.json`` says about what is computed; transformers' own words in it may change."""
+    """SHA-256 of what a ``config.json`` says about what is computed; transformers' own words in it may change, but for
+    those that are a grafted decoder's settings."""
     names = ("semantics", "titans", "titans_graft", *sorted(set(TitansConfig.model_fields) - set(FREE)))
+    if told.get("model_type", MODEL_TYPE) != MODEL_TYPE:
+        names = tuple(sorted(set(told) - FREE_WORDS))
     said = {name: told[name] for name in names if name in told}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
