@@ -151,8 +151,13 @@ def load_graft(model: PreTrainedModel, folder: str | Path, freeze: bool = True) 
         raise ValueError(f"{path} was not written by save_graft")
     if metadata.pop("hash", None) != hash_tensors(tensors, metadata):
         raise ValueError(f"{path} is damaged: its content is not what was saved (hash)")
-    told = _told(json.loads(metadata[FIELD]), path)
-    if told["family"] != model.config.model_type or metadata["decoder"] != _mark(model):
+    try:
+        told = _told(json.loads(metadata[FIELD]), path)
+    except RecursionError:
+        raise ValueError(f"{path}: {FIELD} is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: {FIELD} is not JSON: {error}") from error
+    if told["family"] != model.config.model_type or metadata.get("decoder") != _mark(model):
         raise ValueError(f"{path} was saved beside another pretrained model")
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise ValueError(f"{path} has entries that are not finite")
