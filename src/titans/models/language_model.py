@@ -170,12 +170,13 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
         x = self._read(input_ids, inputs_embeds)
         self._check(x, labels, state, logits_to_keep)
         mask = self._flags("attention_mask", attention_mask, x)
-        if inputs_embeds is not None and x.device.type == "cpu" and not torch.compiler.is_compiling():
-            check_range("inputs_embeds", x if mask is None else x[mask])
+        if inputs_embeds is not None:
+            x = x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0)  # of padding not even NaN does anything
+            if x.device.type == "cpu" and not torch.compiler.is_compiling():
+                check_range("inputs_embeds", x)
         store = self._flags("store_mask", store_mask, x)
         documents = self._documents(document_ids, x)
-        if store is not None and bool(store.all()):
-            store = None
+        store = None if store is None or bool(store.all()) else store
         if labels is None and store is None and not output_hidden_states and self._steps(x, state):
             return self._step(x, state, mask)  # type: ignore[arg-type]
         packing = None
@@ -395,6 +396,5 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
             raise ValueError("state was made by a model with other weights")
         if "layers" in vars(state) and not torch.compiler.is_compiling():
             if self._like is None:
-                with torch.no_grad():
-                    self(torch.zeros((1, 1), dtype=torch.int64, device=self.embedding.weight.device))
+                torch.no_grad()(self)(torch.zeros((1, 1), dtype=torch.int64, device=self.embedding.weight.device))
             check_shapes(state.layers, self._like or (), state.rows)
