@@ -10,8 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from test_hostile import forge
 from tiny import ids, small
+from titans import NeuralMemory
+from titans.cli import main
 from titans.files import write_whole
 from titans.models import MemoryFile, ModelState, load_model
+from titans.models.cost import measure_cost
 
 MODEL = small("MAC")
 
@@ -134,3 +137,30 @@ def test_what_a_file_says_beside_its_tensors_is_checked(tmp_path, state, change)
     forge(tmp_path / "s.st", lambda tensors, told: told.update(change))
     with pytest.raises(ValueError, match=r"s\.st.*is damaged"):
         MemoryFile.open(tmp_path / "s.st")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: MODEL(ids(), labels=ids(), num_items_in_batch=float("inf")),
+        lambda: MODEL(ids(), labels=ids(), num_items_in_batch=torch.ones(2)),
+        lambda: MODEL(ids()).state.select([0, True]),
+        lambda: MODEL(ids()).state.select(torch.ones(2, dtype=torch.uint8)),
+        lambda: NeuralMemory(8, theta_max="1"),
+        lambda: NeuralMemory(8)(torch.ones(1, 3, 8), mask=True),
+        lambda: NeuralMemory(8)(torch.ones(1, 3, 8), store_mask="x"),
+        lambda: measure_cost(MODEL.config.model_copy(update={"n_persistent": 2**20})),
+    ],
+)
+def test_a_value_of_another_kind_is_named(call):
+    with pytest.raises(ValueError, match="num_items_in_batch|rows|theta_max|mask|n_persistent"):
+        call()
+
+
+@pytest.mark.parametrize("words", [["--model", ""], ["--model="], ["--memory", ""]])
+def test_an_empty_name_is_not_the_working_directory(folder, monkeypatch, capsys, words):
+    monkeypatch.chdir(folder)
+    given = ["generate", "--prompt", "x", "--model", ".", *words]
+    assert main(given) == 2
+    told = capsys.readouterr().err
+    assert f"{words[0].rstrip('=')}: is empty" in told and told.count("\n") == 1

@@ -290,8 +290,10 @@ def _row_numbers(rows: Sequence[int] | Tensor, batch: int) -> list[int]:
         index = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows)).flatten()
     except (ValueError, TypeError, RuntimeError, OverflowError):
         raise ValueError(f"rows must be a list of row numbers, got {rows!r}") from None
-    if index.numel() and (index.is_floating_point() or index.dtype == torch.bool):
+    if index.numel() and (index.is_floating_point() or index.dtype in (torch.bool, torch.uint8)):  # flags, both
         raise ValueError(f"rows must be row numbers, got {index.dtype}")
+    if not isinstance(rows, Tensor) and any(isinstance(row, bool) for row in rows):
+        raise ValueError(f"rows must be row numbers, got {rows!r}")
     for row in index.tolist():
         if not 0 <= row < batch:
             raise ValueError(f"rows must lie in 0..{batch - 1}, got {row}")

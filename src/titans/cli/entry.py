@@ -18,6 +18,7 @@ from titans.cli.errors import (
 )
 from titans.names import TooLong
 
+PATHS = {"--model", "--memory", "--config", "--output", "--append", "--input", "--questions", "--text"}
 OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "alloc_cpu", "Storage size calculation")
 
 
@@ -60,6 +61,10 @@ def _run(words: list[str]) -> int:
         from titans.cli.app import app
     except ModuleNotFoundError as error:
         return _complain(missing_extra(error), 2)
+    for option, value in zip(words, [*words[1:], None], strict=True):
+        name, _, given = option.partition("=") if "=" in option else (option, "", value)
+        if name in PATHS and given == "":
+            return _complain(f"{name}: is empty; name a file or a folder, '.' for this one", 2)
     # The UsageError of the click that typer brings or uses, BadParameter's base.
     usage_error = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
     try:
