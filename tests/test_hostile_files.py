@@ -164,3 +164,17 @@ def test_an_empty_name_is_not_the_working_directory(folder, monkeypatch, capsys,
     assert main(given) == 2
     told = capsys.readouterr().err
     assert f"{words[0].rstrip('=')}: is empty" in told and told.count("\n") == 1
+
+
+def test_a_tensor_under_two_names_is_no_tensor(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["norm.weight"] = weights["model.norm.weight"] * 2
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="a tensor is there twice"):
+        load_model(folder)
+
+
+def test_a_model_without_numbers_is_not_saved(folder):
+    with pytest.raises(ValueError, match="got one on meta"):
+        small("LMM").to("meta").save_pretrained(folder)
+    assert load_model(folder).config.variant == "MAC"

@@ -32,6 +32,8 @@ def build_model(config: TitansConfig, engine: Engine | None = None) -> TitansMod
 def save_model(model: TitansModel, path: str | Path) -> None:
     """Write a folder that every reader opens, see `titans.models.folder`."""
     path = path_of("path", path)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError("model must hold numbers to be saved, got one on meta")
     tensors = {n: p.detach().cpu().contiguous() for n, p in model.state_dict().items()}
     if model.config.tie_embeddings:
         del tensors["head.weight"]

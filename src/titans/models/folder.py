@@ -263,7 +263,12 @@ def read_folder(folder: str | Path) -> tuple[TitansConfig, dict[str, Tensor]]:
         try:
             with safe_open(folder / name, framework="pt") as file:
                 metadata = file.metadata() or {}
-                tensors |= {key.removeprefix(PREFIX): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                found = {key.removeprefix(PREFIX): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                if len(found) < len(file.keys()) or found.keys() & tensors.keys():
+                    raise ValueError(
+                        f"{folder / name}: a tensor is there twice, with and without {PREFIX!r} or elsewhere"
+                    )
+                tensors |= found
         except SafetensorError as error:
             raise ValueError(f"{folder / name} is damaged or no safetensors file: {error}") from error
         made_for = told if "model_type" in told else metadata  # transformers writes no metadata of ours
