@@ -25,3 +25,32 @@ def hand_written(backward: Callable[..., Any]) -> Callable[..., Any]:
             return backward(ctx, *grads)
 
     return once_differentiable(exact)
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return _Twice.apply(grad) if torch.is_grad_enabled() and grad.requires_grad else grad  # type: ignore[return-value]
+
+
+class _Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        raise RuntimeError("a neural memory can be differentiated once: its gradients have no gradients")
+
+
+def once(x: Tensor) -> Tensor:
+    """x, of which gradients can be taken once; of these none, which is an error.
+
+    The memory's own gradients are taken inside a call. Beyond two derivatives torch itself is wrong in silence (that of
+    ``layer_norm``), and hand-written ones end.
+    """
+    return _Once.apply(x) if x.requires_grad and torch.is_grad_enabled() else x  # type: ignore[return-value]

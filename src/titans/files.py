@@ -24,7 +24,8 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` make a file or folder beside ``path``, then move it there; an old one is replaced.
 
     A link is followed: what it points to is replaced. A file is never put in the place of a folder nor the other way
-    round, and entries of an old folder that the new one lacks, which are somebody else's, move into the new one.
+    round, nothing in that of a device or a pipe, and entries of an old folder that the new one lacks, which are
+    somebody else's, move into the new one.
     Permissions are those of any new file, as the umask says.
 
     Args:
@@ -46,6 +47,8 @@ def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
         new = aside / path.name
         write(new)
         open_to_umask(aside)
+        if path.exists() and not (path.is_dir() or path.is_file()):
+            raise OSError(errno.EEXIST, "is a device or a pipe, and not ours to replace", str(path))
         if path.exists() and path.is_dir() != new.is_dir():
             kind = errno.EISDIR if path.is_dir() else errno.ENOTDIR
             raise OSError(kind, f"is a {'folder' if path.is_dir() else 'file'}, and not ours to replace", str(path))
@@ -80,13 +83,13 @@ def check_ours(folder: Path, names: Iterable[str], sign: str) -> None:
     Args:
         folder: where they will be, if it exists.
         names: of the files.
-        sign: file or folder beside them that is written before any of them.
+        sign: pattern of a file below the folder that is written before any of them.
 
     Raises:
         ValueError: one is there without the sign: somebody else's, and nothing to replace.
     """
     there = [folder / name for name in names if os.path.lexists(folder / name)]
-    if there and not (folder / sign).exists():
+    if there and not any(folder.glob(sign)):
         raise ValueError(f"output: {there[0]} is there, and is not ours to replace; choose another output")
 
 

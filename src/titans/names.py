@@ -8,6 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
+class TooLong(ValueError):
+    """More text than something has places for. On the command line the work has failed, not the input."""
+
+
 def unknown(what: str, value: object, known: Iterable[str]) -> str:
     """``what must be one of a, b, c, got 'bb', did you mean 'b'?``"""
     names = list(known)

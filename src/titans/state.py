@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 T = TypeVar("T", bound="State")
 KINDS: dict[str, type[State]] = {}
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of 8 bits torch can only store
 MOST_ROWS = 2**20  # of a batch; a larger number is a mistake, which would take minutes to run out of memory
 
 
@@ -58,11 +59,12 @@ class State:
         """Move or cast every tensor, as ``Tensor.to``; counts stay what and where they are.
 
         Raises:
-            ValueError: a dtype that is not floating point.
+            ValueError: a dtype that is not floating point, or of 8 bits.
         """
         for value in (*args, *kwargs.values()):
-            if isinstance(value, torch.dtype) and not value.is_floating_point:
-                raise ValueError(f"a state must be of a floating-point dtype, got {value}")
+            value = value.dtype if isinstance(value, Tensor) else value
+            if isinstance(value, torch.dtype) and value not in FLOATS:
+                raise ValueError(f"a state must be of a floating-point dtype of 16 to 64 bits, got {value}")
         return self.map(lambda x: x.to(*args, **kwargs))
 
     def select(self: T, rows: Sequence[int] | Tensor) -> T:
@@ -220,14 +222,14 @@ def check_place(state: Any, device: torch.device, what: str, path: str = "state"
 
 def check_rows(state: State) -> None:
     """Raise a ValueError that names the first tensor which is no part of a sound state: its number of rows is not that
-    of the others, it is a count below 0, or it is neither a count nor floating point."""
+    of the others, it is a count below 0, or it is neither a count nor one of `FLOATS`."""
 
     def check(leaf: Leaf, x: Tensor) -> Tensor:
         if x.dim() < 1 or x.shape[0] != rows:
             raise ValueError(f"{leaf.path} must have the state's {rows} rows, got {list(x.shape)}")
         if _is_count(x) and (x.dim() != 1 or bool((x < 0).any())):
             raise ValueError(f"{leaf.path} must be counts of at least 0, one per row, got {x.tolist()}")
-        if not _is_count(x) and not x.is_floating_point():
+        if not _is_count(x) and x.dtype not in FLOATS:
             raise ValueError(f"{leaf.path} must be floating point, got {x.dtype}")
         return x
 
@@ -288,8 +290,10 @@ def _row_numbers(rows: Sequence[int] | Tensor, batch: int) -> list[int]:
         index = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows)).flatten()
     except (ValueError, TypeError, RuntimeError, OverflowError):
         raise ValueError(f"rows must be a list of row numbers, got {rows!r}") from None
-    if index.numel() and (index.is_floating_point() or index.dtype == torch.bool):
+    if index.numel() and (index.is_floating_point() or index.dtype in (torch.bool, torch.uint8)):  # flags, both
         raise ValueError(f"rows must be row numbers, got {index.dtype}")
+    if not isinstance(rows, Tensor) and any(isinstance(row, bool) for row in rows):
+        raise ValueError(f"rows must be row numbers, got {rows!r}")
     for row in index.tolist():
         if not 0 <= row < batch:
             raise ValueError(f"rows must lie in 0..{batch - 1}, got {row}")

@@ -43,3 +43,18 @@ def test_other_tokenizers_decode_in_context():
 def test_ids_that_are_no_bytes_are_shown_as_such():
     text = TextStream(ByteTokenizer(), True)
     assert text.push(ord("a")) + text.push(300) + text.push(ord("b")) + text.finish() == "a\ufffdb"
+
+
+def test_ids_that_no_tokenizer_knows_are_shown_as_such():
+    """A model may have more ids than its tokenizer, whose vocabulary was rounded up."""
+
+    class Letters:
+        vocab_size = 26
+
+        def decode(self, ids):
+            assert all(i < 26 for i in ids)
+            return "".join(chr(97 + i) for i in ids)
+
+    stream = TextStream(Letters(), is_bytes=False)
+    assert [stream.push(i) for i in (7, 26, 8, 99, 99)] == ["h", "\ufffd", "i", "\ufffd", "\ufffd"]
+    assert stream.finish() == ""

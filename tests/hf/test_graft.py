@@ -81,7 +81,7 @@ def test_the_memories_alone_are_saved_and_put_back(family, ids, tmp_path):
         tensors, told = {name: whole.get_tensor(name) for name in whole.keys()}, whole.metadata()  # noqa: SIM118
     del tensors["2.gate"]
     save_file(tensors, file, told)
-    with pytest.raises(ValueError, match=r"titans_graft\.safetensors does not fit this model.*Missing key.*2\.gate"):
+    with pytest.raises(ValueError, match=r"titans_graft\.safetensors is damaged: its content is not what was saved"):
         load_graft(pretrained(family), tmp_path)
     save_file(tensors, file)
     with pytest.raises(ValueError, match=r"titans_graft\.safetensors was not written by save_graft"):

@@ -278,3 +278,59 @@ def test_a_step_has_gradients_where_they_are_asked_for():
     for name, parameter in model.blocks[0].mixer.named_parameters():
         if "context" in name or "attention" in name or "qkv" in name:
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def general(model, token, state):
+    """One token by any other call."""
+    with torch.enable_grad():
+        return model(token, state=state).logits.detach()
+
+
+@pytest.mark.parametrize("variant", STEPPED)
+@torch.no_grad()
+def test_a_state_of_another_dtype_decodes_as_any_call_reads_it(variant):
+    """`state.to(dtype)`, a call under autocast in between, or weights converted since: never numbers of one dtype taken
+    for another's."""
+    x = ids(2, 23)
+    token = x[:, :1]
+    for weights, held in (
+        (torch.float32, torch.bfloat16), (torch.float32, torch.float16), (torch.float32, torch.float64),
+        (torch.float64, torch.float32), (torch.float64, torch.bfloat16), (torch.bfloat16, torch.float64),
+    ):  # fmt: skip
+        model = small(variant, **({"n_memory_tokens": 2} if variant == "MAC" else {})).to(weights)
+        state = model(x).state.to(held)
+        out = model(token, state=state)
+        assert_close(out.logits, general(model, token, state), f"{weights} reads {held}")
+        other = torch.float64 if weights is torch.float32 else torch.float32
+        assert_close(model(token, state=out.state.to(held)).logits, general(model, token, out.state.to(held)), "later")
+        model.to(other)
+        assert_close(model(token, state=out.state).logits, general(model, token, out.state), f"made {other} since")
+
+
+@pytest.mark.parametrize("variant", STEPPED)
+@torch.no_grad()
+def test_a_token_read_under_autocast_leaves_a_state_for_calls_without(variant):
+    model, x = small(variant).float(), ids(2, 23)
+    state = model(x).state
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        after = model(x[:, :1], state=state).state
+    token = x[:, 1:2]
+    assert_close(model(token, state=after).logits, general(model, token, after))
+
+
+@torch.no_grad()
+def test_a_layer_converted_alone_is_no_matter_for_native_code():
+    """Or it is refused by torch; native code is never told that its numbers are another dtype's."""
+    for name in ("memory.conv", "attention.conv", "context_conv"):
+        model, x = small("MAC").float(), ids(2, 23)
+        state = model(x).state
+        model.blocks[1].mixer.get_submodule(name).double()
+        token = x[:, :1]
+        assert_close(model(token, state=state).logits, general(model, token, state), name, 1e-4)
+
+
+def test_native_code_is_not_given_numbers_of_two_dtypes():
+    with pytest.raises(RuntimeError, match="torch.bfloat16 and torch.float32"):
+        vectors.pack((1,), (torch.zeros(2), None, torch.zeros(2, dtype=torch.bfloat16)))
+    with pytest.raises(RuntimeError, match="alone, got tensors of torch.float16"):
+        vectors.pack((1,), (torch.zeros(2, dtype=torch.float16), torch.zeros(2, dtype=torch.int64)))

@@ -162,3 +162,18 @@ def test_the_model_is_exported_at_one_length(variant):
     exported = torch.export.export(model, (ids(batch=1),)).module()
     other = ids(batch=1, seed=2)
     assert_close(exported(other).logits, model(other).logits)
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_what_stands_at_padding_does_nothing_to_gradients_either(padding):
+    model = small("MAC")
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[0, slice(0, 4) if padding == "left" else slice(5, 9)] = 0
+    found = []
+    for value in (0.0, float("nan")):
+        vectors = model.embedding(ids(2, 9)).detach().masked_fill(mask[..., None] == 0, value).requires_grad_()
+        model.zero_grad()
+        out = model(inputs_embeds=vectors, attention_mask=mask, labels=ids(2, 9))
+        out.loss.backward()
+        found.append([out.loss.detach(), vectors.grad, *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert all(map(torch.equal, *found))

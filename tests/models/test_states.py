@@ -3,8 +3,10 @@
 import json
 import os
 import random
+import re
 import struct
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from titans import MirasConfig, NeuralMemory
 from titans.files import write_whole
 from titans.models import ModelState
 from titans.ops import memory_scan
+from titans.state import walk
 
 
 @pytest.fixture
@@ -257,3 +260,29 @@ def test_a_state_replaces_a_state_and_nothing_else(saved, tmp_path):
     for _ in range(2):
         state.save(tmp_path / "s")
     assert ModelState.load(tmp_path / "s").seen == state.seen
+
+
+RESHAPED = (lambda x: x[..., :-1], lambda x: torch.cat((x, x), -1), lambda x: x[:1], lambda x: x.unsqueeze(1))
+
+
+@pytest.mark.parametrize("variant", ALL)
+@torch.no_grad()
+def test_a_state_of_wrong_shapes_is_refused_before_anything_computes_with_it(variant):
+    """Native code would read and write beside it."""
+    model, fresh = small(variant), small(variant)
+    made = model(ids()).state
+    leaves = []
+    walk(lambda leaf, x: leaves.append(leaf) or x, made.layers, path="layers")
+    tried = [(leaf.path, i) for leaf in leaves for i in range(len(RESHAPED))]
+    for path, i in tried:
+
+        def change(leaf, x, path=path, i=i):
+            last = leaf.columns == x.dim() - 1 or x.dim() == 1  # whose length may be any, or is the rows
+            return RESHAPED[2 if last else i](x) if leaf.path == path else x
+
+        wrong = replace(made, layers=walk(change, made.layers, path="layers"))
+        with pytest.raises(ValueError, match=re.escape(f"state.{path} must have shape")):
+            model(ids()[:, :1], state=wrong)
+    with pytest.raises(ValueError, match="must have shape"):
+        fresh(ids()[:, :1], state=wrong)
+    assert fresh(ids()[:, :1], state=made).logits.isfinite().all()

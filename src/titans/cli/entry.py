@@ -16,7 +16,9 @@ from titans.cli.errors import (
     missing_extra,
     one_line,
 )
+from titans.names import TooLong
 
+PATHS = {"--model", "--memory", "--config", "--output", "--append", "--input", "--questions", "--text"}
 OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "alloc_cpu", "Storage size calculation")
 
 
@@ -59,6 +61,10 @@ def _run(words: list[str]) -> int:
         from titans.cli.app import app
     except ModuleNotFoundError as error:
         return _complain(missing_extra(error), 2)
+    for option, value in zip(words, [*words[1:], None], strict=True):
+        name, _, given = option.partition("=") if "=" in option else (option, "", value)
+        if name in PATHS and given == "":
+            return _complain(f"{name}: is empty; name a file or a folder, '.' for this one", 2)
     # The UsageError of the click that typer brings or uses, BadParameter's base.
     usage_error = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
     try:
@@ -72,7 +78,7 @@ def _run(words: list[str]) -> int:
         return _complain(f"{error.format_message()}{_given(error, words)} (see titans --help)", 2)
     except BadInput as error:
         return _complain(str(error), 2)
-    except (CommandFailed, FloatingPointError) as error:  # the latter: a memory diverged
+    except (CommandFailed, FloatingPointError, TooLong) as error:  # the second: a memory diverged
         return _complain(str(error), 1)
     except typer.Abort as abort:
         if isinstance(abort.__cause__ or abort.__context__, EOFError):  # click takes both for the user's

@@ -71,16 +71,28 @@ def evaluate(
 
 def _questions(model: Any, tokenizer: Any, memory: Any, file: Path, template: str, output: Path) -> int:
     """A user's own questions to a memory: questions.json and questions.md."""
-    from titans.evaluation.from_memory import ask_questions, questions_table, read_questions
+    from titans.evaluation.from_memory import (
+        ANSWERS,
+        ANSWERS_TABLE,
+        ask_questions,
+        check_answers,
+        questions_table,
+        read_questions,
+    )
+    from titans.evaluation.task import EvaluationError
     from titans.files import write_whole
 
     if memory is None:
         raise BadInput("--questions: needs --memory, a file of titans memorize")
+    try:
+        check_answers(output)
+    except EvaluationError as error:
+        raise BadInput(f"--{error}") from error
     with checking_input(f"--questions {file}"):
         results = ask_questions(model, tokenizer, memory, read_questions(file), template)
     table, told = questions_table(results), json.dumps(results, indent=1, ensure_ascii=False) + "\n"
-    write_whole(output / "questions.md", lambda path: path.write_text(table, encoding="utf-8"))
-    write_whole(output / "questions.json", lambda path: path.write_text(told, encoding="utf-8"))
+    write_whole(output / ANSWERS, lambda path: path.write_text(told, encoding="utf-8"))
+    write_whole(output / ANSWERS_TABLE, lambda path: path.write_text(table, encoding="utf-8"))
     typer.echo(table)
     typer.echo(f"questions.json and questions.md in {output}")
     return 0

@@ -49,6 +49,8 @@ def place_of(device: str) -> torch.device:
     """
     import torch
 
+    if not device:
+        raise BadInput("--device: is empty; name one such as cpu or cuda")
     if device.partition(":")[0] == "meta":
         raise BadInput(f"--device: {device} holds no numbers")
     if device.startswith("cpu:") and device != "cpu:0":  # torch takes any index of it
@@ -56,7 +58,7 @@ def place_of(device: str) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"--device: {device}: {error}") from error
+        raise BadInput(f"--device: {device}: {str(error).partition('. ')[0]}") from error  # torch then lists all it has
 
 
 def open_memory(file: Path | None, model: TitansModel) -> ModelState | None:

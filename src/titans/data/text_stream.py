@@ -1,6 +1,7 @@
 """Token ids into text as they come, never showing half a character."""
 
 import codecs
+import math
 from typing import Protocol
 
 
@@ -25,7 +26,7 @@ class TextStream:
     LONGEST_CHARACTER = 8  # tokens; a longer run of undecodable tokens is not a character and is shown as it is
 
     def __init__(self, tokenizer: Decoder, is_bytes: bool):
-        self._tokenizer = tokenizer
+        self._tokenizer, self._known = tokenizer, getattr(tokenizer, "vocab_size", math.inf)
         self._bytes = codecs.getincrementaldecoder("utf-8")("replace") if is_bytes else None
         self._shown: list[int] = []
         self._pending: list[int] = []
@@ -34,7 +35,9 @@ class TextStream:
         """The text that this token completes, possibly empty."""
         if self._bytes is not None:
             # A model may know more ids than there are bytes: these are no text.
-            return self._bytes.decode(bytes([token])) if token < 256 else self._bytes.decode(b"", True) + "\ufffd"
+            return self._bytes.decode(bytes([token])) if token < 256 else self.finish() + "\ufffd"
+        if token >= self._known:
+            return self.finish() + "\ufffd"
         self._pending.append(token)
         text = self._difference()
         if text.endswith("\ufffd") and len(self._pending) < self.LONGEST_CHARACTER:

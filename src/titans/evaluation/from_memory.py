@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from titans.models import ModelState, TitansModel
 from titans.names import path_of
 from titans.state import encode
 
+ANSWERS, ANSWERS_TABLE = "questions.json", "questions.md"
 COLUMNS = {
     "on": "the memory as it is",
     "reset": "memories back at their first weights; attention, convolutions and positions go on",
@@ -82,6 +84,18 @@ def read_questions(path: str | Path) -> list[tuple[str, str]]:
     if not found:
         raise EvaluationError(f"questions: {path} holds none")
     return found
+
+
+def check_answers(folder: Path) -> None:
+    """Raise an EvaluationError where files that hold no earlier answers would be replaced by answers."""
+    there = [folder / name for name in (ANSWERS, ANSWERS_TABLE) if os.path.lexists(folder / name)]
+    try:
+        told = json.loads((folder / ANSWERS).read_text(encoding="utf-8")) if there else {}
+        ours = not there or set(told) >= {"accuracy", "columns", "questions"}
+    except (OSError, ValueError, TypeError, RecursionError):
+        ours = False
+    if not ours:
+        raise EvaluationError(f"output: {there[0]} is there, and is not ours to replace; choose another output")
 
 
 def ask_questions(

@@ -18,6 +18,7 @@ from titans.hf import memories
 from titans.hf.graft import FIELD
 from titans.models import ModelOutput, TitansConfig
 from titans.models.generation import GenerationMixin
+from titans.names import TooLong
 
 
 @dataclass(frozen=True)
@@ -92,22 +93,17 @@ class GraftedModel(GenerationMixin, nn.Module):
         """Arguments and result as of `TitansModel`, but for the kind of state.
 
         Raises:
-            ValueError: a state of another kind or number of rows, an id outside the vocabulary, or more tokens than the
-                decoder has positions for.
+            ValueError: an argument of another kind, shape or range, or more tokens than the decoder has positions for.
         """
+        self._check(input_ids, labels, {"attention_mask": attention_mask, "store_mask": store_mask}, logits_to_keep)
         if state is not None and (not isinstance(state, GraftedState) or len(state.mask) != len(input_ids)):
             rows = len(state.mask) if isinstance(state, GraftedState) else type(state).__name__
             raise ValueError(f"state must be a GraftedState of {len(input_ids)} rows, got {rows}")
-        if (
-            input_ids.device.type == "cpu"
-            and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < self.config.vocab_size
-        ):
-            raise ValueError(f"input_ids must lie in 0..{self.config.vocab_size - 1}, got {int(input_ids.max())}")
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.dtype)
         whole = mask if state is None else torch.cat((state.mask, mask), 1)
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and whole.shape[1] > limit and int(whole.sum(1).max()) > limit:
-            raise ValueError(f"the decoder has positions for {limit} tokens, got {int(whole.sum(1).max())}")
+            raise TooLong(f"the decoder has positions for {limit} tokens, got {int(whole.sum(1).max())}")
         cache = DynamicCache(config=self.model.config) if state is None else state.copied()
         out = self.model(
             input_ids,
@@ -121,6 +117,31 @@ class GraftedModel(GenerationMixin, nn.Module):
         )
         after: Any = GraftedState(cache, whole)
         return ModelOutput(out.logits[:, -logits_to_keep:], after, out.loss)
+
+    def _check(self, ids: Any, labels: Any, masks: dict[str, Any], keep: int) -> None:
+        kinds = (torch.int64, torch.int32)
+        if not isinstance(ids, Tensor) or ids.dim() != 2 or 0 in ids.shape or ids.dtype not in kinds:
+            got = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
+            raise ValueError(f"input_ids must be integers (int64), a non-empty [B, T], got {got}")
+        for name, x in {"labels": labels, **masks}.items():
+            if x is not None and (not isinstance(x, Tensor) or x.shape != ids.shape):
+                got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+                raise ValueError(f"{name} must have input_ids' shape {list(ids.shape)}, got {got}")
+        if labels is not None and labels.dtype not in kinds:
+            raise ValueError(f"labels must be int64, got {labels.dtype}")
+        if not isinstance(keep, int) or keep < 0:
+            raise ValueError(f"logits_to_keep must be an integer of at least 0, got {keep!r}")
+        if ids.device.type != "cpu":  # elsewhere a look means to wait
+            return
+        last = self.config.vocab_size - 1
+        for name, x in (("input_ids", ids), ("labels", labels)):
+            wrong = () if x is None else x[((x < 0) | (x > last)) & ((x != -100) | (x is ids))]
+            if len(wrong):
+                raise ValueError(f"{name} must lie in 0..{last}, got {int(wrong[0])}")
+        for name, mask in masks.items():
+            wrong = () if mask is None else mask[(mask != 0) & (mask != 1)]
+            if len(wrong):
+                raise ValueError(f"{name} must hold 1 for tokens and 0 for none, got {wrong[0].item()}")
 
 
 def read_graft(folder: Path) -> GraftedModel:

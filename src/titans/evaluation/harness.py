@@ -17,7 +17,7 @@ from titans.evaluation.reading import rows_at_once
 from titans.evaluation.task import EvaluationError, NotMeasurable, Record, Task
 from titans.evaluation.tasks import make_tasks
 from titans.files import bytes_of, check_ours, write_whole
-from titans.names import check_kind, path_of
+from titans.names import TooLong, check_kind, path_of
 
 NEEDED = {"tokens", "state_bytes", "seconds"}  # of every task's records
 
@@ -76,7 +76,7 @@ def evaluate(
     check_kind("lengths", lengths, Sequence, "a list of integers")
     for name, number in (("samples", samples), ("seed", seed), *(("lengths", length) for length in lengths)):
         check_kind(name, number, int, "an integer")
-    if not callable(model):  # something may stand for a model, such as `FromMemory`
+    if not callable(model) or not hasattr(model, "state_dict"):  # something may stand for a model, such as `FromMemory`
         raise EvaluationError(f"model must be a model, got {type(model).__name__}")
     check_kind("text", text, (str, Path), "the name of a text or a path")
     if not hasattr(tokenizer, "vocab_size"):
@@ -91,7 +91,7 @@ def evaluate(
     if output is not None:
         try:
             folder = path_of("output", output)
-            check_ours(folder, ("results.json", "table.md", "heatmap.png"), "cells")
+            check_ours(folder, ("results.json", "table.md", "heatmap.png"), "cells/*-*.json")
         except ValueError as error:
             raise EvaluationError(str(error)) from error
     cells = [_open(task, length, settings, folder) for task in made for length in dict.fromkeys(lengths)]
@@ -148,7 +148,12 @@ def _open(task: Task, length: int, settings: dict[str, Any], folder: Path | None
         before, records = dict(kept["settings"]), list(kept["records"])
         if not all(isinstance(record, dict) and set(record) >= NEEDED for record in records):
             raise ValueError("its records are none")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        indices = [record.get("index", i) for i, record in enumerate(records)]
+        if len(records) > settings["samples"] or indices != [*range(len(records))]:
+            raise ValueError("its records are not one of each sample")
+        if records:
+            _figures(task, records)  # as they will be asked for
+    except (ValueError, LookupError, TypeError, ArithmeticError, AttributeError, RecursionError) as error:
         raise EvaluationError(f"output: {file} is no cell of an evaluation; choose another output") from error
     for name in dict.fromkeys([*settings, *before]):
         now, then = settings.get(name), before.get(name)
@@ -172,17 +177,22 @@ def _measure(cell: Cell, model: Any, tokenizer: Tokenizer) -> dict[str, Any]:
             if cell.file is not None:
                 kept = {"settings": cell.settings, "records": records}
                 write_whole(cell.file, lambda path, kept=kept: _write_json(path, kept))
-    except NotMeasurable as error:
+    except (NotMeasurable, TooLong) as error:
         return {**told, "skipped": str(error)}
-    means = {name: sum(r[name] for r in records) / samples for name in ("tokens", "state_bytes")}
-    seconds = round(sum(record["seconds"] for record in records), 2)
-    return {**told, "samples": samples, "seconds": seconds, **means, **cell.task.summary(records)}
+    return {**told, "samples": samples, **_figures(cell.task, records)}
+
+
+def _figures(task: Task, records: list[Record]) -> dict[str, Any]:
+    means = {name: sum(r[name] for r in records) / len(records) for name in ("tokens", "state_bytes")}
+    return {"seconds": round(sum(record["seconds"] for record in records), 2), **means, **task.summary(records)}
 
 
 def _identity(model: Any, tokenizer: Tokenizer) -> dict[str, Any]:
     """The model's configuration and weights and the tokenizer, each as a few characters."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise EvaluationError(f"model: {name} has entries that are not finite")
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(bytes_of(tensor))
     config = getattr(model, "config", None)

@@ -48,8 +48,12 @@ class Whole:
         model, told = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)  # type: ignore[misc]
         if hasattr(model, "hf_device_map") and any(p.is_meta for p in model.parameters()):
             raise ValueError("device_map: parts cannot be offloaded, since layers read parameters of modules in them")
-        for what in ("missing_keys", "unexpected_keys"):
-            if names := sorted(told[what]):
+        for what in (
+            "missing_keys",
+            "unexpected_keys",
+            "mismatched_keys",
+        ):  # of the last, transformers gives shapes too
+            if names := sorted(key if isinstance(key, str) else key[0] for key in told[what]):
                 raise ValueError(f"{path}: {what.replace('_', ' ')} {', '.join(names)}")
         folder = Path(path or "", kwargs.get("subfolder") or "")
         if (folder / CONFIG).is_file():  # else a name on the hub, or weights that were given
@@ -102,8 +106,8 @@ class TitansForCausalLM(Whole, PreTrainedModel, GenerationMixin):
 
         Args:
             attention_mask: ``[B, T]``, or longer: of a mask over the whole text the last T columns are taken.
-            past_key_values: the cache to go on from, which is brought up to date; instead of ``state``.
-            use_cache, return_dict: False to leave the cache out, and for a tuple.
+            past_key_values: the cache to go on from; instead of ``state``.
+            use_cache, return_dict: False to leave the cache out, and as it was, and for a tuple.
             others: what ``UNUSED`` names, which changes nothing.
 
         Raises:
@@ -127,8 +131,9 @@ class TitansForCausalLM(Whole, PreTrainedModel, GenerationMixin):
             document_ids=document_ids, logits_to_keep=1 if headless else logits_to_keep, inputs_embeds=inputs_embeds,
             output_hidden_states=bool(hidden) or headless, num_items_in_batch=num_items_in_batch,
         )  # fmt: skip
-        cache.state, cache.columns = out.state, cache.columns + columns
         keep = cache if (self.config.use_cache if use_cache is None else use_cache) else None
+        if keep is not None:
+            cache.state, cache.columns = out.state, cache.columns + columns
         read = (None, out.hidden_states[-1]) if headless else (out.logits, None)
         result = TitansHFOutput(out.loss, *read, keep, out.hidden_states if hidden else None)
         return result.to_tuple() if return_dict is False or not self.config.return_dict else result
@@ -142,7 +147,8 @@ class TitansForCausalLM(Whole, PreTrainedModel, GenerationMixin):
             state: what has been read before, which stays as it is.
 
         Raises:
-            ValueError: a row ends in padding: transformers would go on from there, not from the row's last token.
+            ValueError: a row ends in padding: transformers would go on from there, not from the row's last token; a
+                mask that is not of the inputs; a state and a cache together.
         """
         if not self.can_generate():
             raise TypeError(f"{type(self).__name__} has no head to generate with: take AutoModelForCausalLM")
@@ -150,12 +156,20 @@ class TitansForCausalLM(Whole, PreTrainedModel, GenerationMixin):
         if isinstance(mask, Tensor) and mask.dim() == 2 and not mask[:, -1].all():
             row = int((mask[:, -1] == 0).nonzero()[0])
             raise ValueError(f"attention_mask: row {row} ends in padding, generate needs it on the left")
+        read = inputs if inputs is not None else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
+        if isinstance(mask, Tensor) and isinstance(read, Tensor) and mask.shape[:2] != read.shape[:2]:
+            raise ValueError(f"attention_mask must be of {list(read.shape[:2])} tokens, got {list(mask.shape)}")
         if state is not None and not isinstance(state, ModelState):
             raise ValueError(f"state must be a ModelState, got {type(state).__name__}")
+        if state is not None and kwargs.get("past_key_values") is not None:
+            raise ValueError("give state or past_key_values, got both")
         held = {} if state is None else {"past_key_values": TitansCache(state)}
-        return super().generate(inputs, *args, **{**held, **kwargs})  # type: ignore[misc]
+        return super().generate(inputs, *args, **{**kwargs, **held})  # type: ignore[misc]
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, inputs_embeds: Tensor | None = None, **kwargs) -> Any:
+        cache = kwargs.get("past_key_values")
+        if cache is not None and cache.columns and not kwargs.get("use_cache", True):
+            raise ValueError("past_key_values: use_cache=False reads the whole text at every step, give state= instead")
         length, places = kwargs.get("next_sequence_length"), kwargs.get("cache_position")  # either, by the release
         if (length is not None and length < 1) or (places is not None and not len(places)):
             raise ValueError(
@@ -182,7 +196,7 @@ class TitansForCausalLM(Whole, PreTrainedModel, GenerationMixin):
 
     def set_input_embeddings(self, value: Any) -> None:
         self.model.embedding = value
-        self.model.config = self.model.config.model_copy(update={"vocab_size": value.weight.shape[0]}).frozen()
+        self.model._config = self.model.config.model_copy(update={"vocab_size": value.weight.shape[0]}).frozen()
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
         """As transformers has it; a ValueError for a vocabulary that no model can have, which is left as it was."""

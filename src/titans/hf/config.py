@@ -39,6 +39,10 @@ class TitansHFConfig(PretrainedConfig):
     register_for_auto_class = classmethod(lambda cls, auto_class=None: None)  # type: ignore[assignment]
 
     def __init__(self, titans: TitansConfig | dict[str, Any] | None = None, **kwargs):
+        for name, field in {**self.attribute_map, "num_attention_heads": "n_heads"}.items():
+            two = kwargs.get(name), kwargs.get(field)
+            if None not in two and two[0] != two[1]:
+                raise ValueError(f"{name} and {field} are one field, got {two[0]!r} and {two[1]!r}")
         kwargs = {self.attribute_map.get(name, name): value for name, value in kwargs.items()}
         kwargs.setdefault("n_heads", kwargs.pop("num_attention_heads", None))
         given = {name: kwargs.pop(name) for name in TitansConfig.model_fields if name in kwargs}

@@ -9,13 +9,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Cache, PretrainedConfig, PreTrainedModel
 from transformers.models.auto import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
-from titans.files import write_whole
+from titans.files import hash_tensors, write_whole
 from titans.hf.adapter import Whole
 from titans.layers.neural_memory import NeuralMemoryState
 from titans.models import TitansConfig
@@ -92,7 +93,7 @@ class GraftConfig(PretrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        family = config_dict[FIELD]["family"]
+        family = _told(config_dict.get(FIELD), "config.json")["family"]
         return _kind(family).from_dict({**undigested(config_dict), "model_type": family}, **kwargs)
 
 
@@ -113,6 +114,8 @@ def graft(
     """
     check_kind("model", model, PreTrainedModel, "a causal language model of transformers")
     check_kind("layers", layers, Sequence, "a list of layers' numbers")
+    for layer in layers:
+        check_kind("layers", layer, int, "a list of layers' numbers")
     width = model.config.get_text_config().hidden_size
     memory = TitansConfig(variant="LMM", d_model=width, chunk_size=chunk_size, **fields)
     told = {"family": model.config.model_type, "layers": sorted(layers), "memory": memory.to_dict()}
@@ -123,8 +126,9 @@ def save_graft(model: PreTrainedModel, folder: str | Path) -> None:
     """Write the memories alone; `load_graft` puts them beside the same pretrained model again."""
     if not hasattr(getattr(model, "config", None), FIELD):
         raise ValueError(f"model must have memories, see graft, got {type(model).__name__}")
-    told = {"format": "pt", FIELD: json.dumps(getattr(model.config, FIELD))}
+    told = {"format": "pt", FIELD: json.dumps(getattr(model.config, FIELD)), "decoder": _mark(model)}
     tensors = {name: p.detach().cpu().contiguous() for name, p in grafts(model).state_dict().items()}
+    told["hash"] = hash_tensors(tensors, told)
     write_whole(path_of("folder", folder) / WEIGHTS, lambda aside: save_file(tensors, aside, told))
 
 
@@ -145,12 +149,38 @@ def load_graft(model: PreTrainedModel, folder: str | Path, freeze: bool = True) 
         raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
     if FIELD not in metadata:
         raise ValueError(f"{path} was not written by save_graft")
-    _take(model, json.loads(metadata[FIELD]), freeze)
+    if metadata.pop("hash", None) != hash_tensors(tensors, metadata):
+        raise ValueError(f"{path} is damaged: its content is not what was saved (hash)")
+    try:
+        told = _told(json.loads(metadata[FIELD]), path)
+    except RecursionError:
+        raise ValueError(f"{path}: {FIELD} is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: {FIELD} is not JSON: {error}") from error
+    if told["family"] != model.config.model_type or metadata.get("decoder") != _mark(model):
+        raise ValueError(f"{path} was saved beside another pretrained model")
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise ValueError(f"{path} has entries that are not finite")
+    _take(model, told, freeze)
     try:
         grafts(model).load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit this model: {' '.join(str(error).split())}") from error
     return model
+
+
+def _told(told: Any, where: str | Path) -> dict[str, Any]:
+    """What ``where`` says about memories; a ValueError where that is something else."""
+    kinds = {"family": str, "layers": list, "memory": dict, "semantics": str}
+    if not isinstance(told, dict) or not all(isinstance(told.get(name), kind) for name, kind in kinds.items()):
+        raise ValueError(f"{where}: {FIELD} must have {', '.join(kinds)} as graft writes them, got {str(told)[:80]}")
+    return told
+
+
+def _mark(model: PreTrainedModel) -> str:
+    """Tells a pretrained model from others: by some rows of its embedding, in the precision that all copies have."""
+    rows = model.get_input_embeddings().weight[:256].detach().to(torch.bfloat16)
+    return hash_tensors({"embedding": rows}, {})
 
 
 @cache
@@ -185,7 +215,7 @@ def _take(model: PreTrainedModel, told: dict[str, Any], freeze: bool) -> PreTrai
 
 
 def _plant(model: PreTrainedModel, told: dict[str, Any]) -> None:
-    check_semantics(told["semantics"], "graft")
+    check_semantics(_told(told, "the configuration")["semantics"], "graft")
     found, config = _layers(model, told), TitansConfig.from_dict(told["memory"])
     for i in told["layers"]:
         found[i].add_module(NAME, Graft(config, i).to(model.device, model.dtype))

@@ -50,7 +50,7 @@ def unstepped(layer: NeuralMemory) -> str | None:
 
 def begin_memory(layer: NeuralMemory, state: NeuralMemoryState, seen: Sequence[int]) -> StepNeuralMemory:
     """Buffers of what ``state`` holds of rows that have read ``seen`` tokens; 0 for a new stream."""
-    return StepNeuralMemory(decode.begin(layer.rule, state.memory, seen), begin_tail(state.tail, seen))
+    return StepNeuralMemory(decode.begin(layer.rule, state.memory, seen), begin_tail(layer.conv, state.tail, seen))
 
 
 def end_memory(state: StepNeuralMemory, seen: Sequence[int]) -> NeuralMemoryState:
@@ -67,7 +67,7 @@ def step_memory(
         offset: tokens that the memory had read before each stream's first.
     """
     projected = step_linear(layer.qkv, x, place)
-    if compiled(place, projected) and native(layer, projected, state.memory.tokens):
+    if compiled(place, projected) and native(layer, projected, layer.conv, state.tail, state.memory.tokens):
         return _step_compiled(layer, x, projected, state, place, offset)
     projected, tail = step_convolution(layer.conv, projected, state.tail, place)
     gates, delta = layer.gates(x)
@@ -76,11 +76,14 @@ def step_memory(
     return layer.output(y, x), StepNeuralMemory(memory, tail)
 
 
-def native(layer: NeuralMemory, projected: Tensor, state: Tensor) -> bool:
-    """May C++ do what lies between the projections, with a state of the dtype of ``state``?"""
+def native(
+    layer: NeuralMemory, projected: Tensor, conv: ShortConvolution | None, tail: Tensor | None, state: Tensor
+) -> bool:
+    """May C++ do what lies between the projections: is all that it would be given of one dtype?"""
     if pick(layer.engine, layer.miras, projected.device)[0] != "native":
         return False
-    return projected.dtype == layer.read_norm.weight.dtype == state.dtype
+    weights = layer.read_norm.weight, layer.norm_gain, layer.norm_bias, None if conv is None else conv.weight
+    return all(x is None or x.dtype == projected.dtype for x in (*weights, tail, state))
 
 
 def _step_compiled(
@@ -111,7 +114,7 @@ def step_recall(
     Returns:
         [B, 1, H·D], and the convolution's new tail.
     """
-    if compiled(place, x) and plain(x, norm) and native(layer, x, maps[0]):
+    if compiled(place, x) and plain(x, norm) and native(layer, x, conv, tail, maps[0]):
         token = StepToken(x, tail, None if conv is None else conv.weight)
         settings = StepSettings(0.0, layer.qkv_activation == "silu", norm.weight, norm.eps_of(x))
         return decode.read_compiled(layer.rule, token, settings, maps, place.active)
@@ -119,11 +122,12 @@ def step_recall(
     return norm(decode.read(layer.rule, layer.normalise(x), maps).flatten(2)), after
 
 
-def begin_tail(tail: Tensor | None, seen: Sequence[int]) -> Tensor | None:
-    """A convolution's tail, zeros for the rows that begin a stream."""
-    if tail is None or all(seen):
-        return tail
-    return tail.masked_fill(flags([n == 0 for n in seen], tail), 0)
+def begin_tail(conv: ShortConvolution | None, tail: Tensor | None, seen: Sequence[int]) -> Tensor | None:
+    """A convolution's tail in its weights' dtype, zeros for the rows that begin a stream."""
+    if conv is None or tail is None:
+        return None
+    tail = tail.to(conv.weight.dtype)
+    return tail if all(seen) else tail.masked_fill(flags([n == 0 for n in seen], tail), 0)
 
 
 def _laid_out(x: Tensor) -> Tensor:
@@ -138,7 +142,7 @@ def step_convolution(
     if conv is None or tail is None:
         return x, None
     padded = torch.cat((tail.to(x.dtype), x), 1)
-    after = place.keep(_laid_out(padded[:, 1:]), tail.to(x.dtype))
+    after = place.keep(_laid_out(padded[:, 1:]).to(tail.dtype), tail)  # x's may be another one, under autocast
     return (padded * conv.weight.to(x.dtype)).sum(1, keepdim=True), after
 
 
@@ -165,7 +169,7 @@ def begin_attention(
     if persistent is not None:
         fixed = side_by_side(*layer.keys_values(persistent)).to(cache)
         cache = torch.cat((fixed.expand(len(seen), -1, -1, -1), cache), 2)
-    return StepAttention(cache, begin_tail(state.tail, seen))
+    return StepAttention(cache, begin_tail(layer.conv, state.tail, seen))
 
 
 def end_attention(layer: Attention, state: StepAttention, seen: Sequence[int]) -> AttentionState:
@@ -195,7 +199,8 @@ def step_attention(
     pairs = step_linear(layer.kv, x if beside is None else torch.cat((x, beside), 1), place)
     projected = torch.cat((step_linear(layer.q, x, place), pairs[:, :1]), -1)
     other, conv = None if beside is None else pairs[:, 1:], layer.conv
-    if compiled(place, projected) and like(projected, state.cache) and (conv is None or like(projected, conv.weight)):
+    kept = (state.cache, None if conv is None else conv.weight, state.tail)
+    if compiled(place, projected) and all(x is None or like(projected, x) for x in kept):
         cache = state.cache if in_place else state.cache.clone()
         token = AttendToken(projected, state.tail, None if conv is None else conv.weight, other, *angles)
         y, tail = vectors.attend(token, cache, size, column, hidden, place.active)
@@ -219,7 +224,7 @@ def _angles(layer: Attention, place: Place, dtype: torch.dtype, modulo: int | No
         positions = place.read.unsqueeze(1) if modulo is None else place.column(modulo)
         return rotary_angles(positions, layer.head_dim, layer.rope_base, torch.promote_types(dtype, torch.float32))
 
-    return place.once(("angles", layer.head_dim, layer.rope_base, modulo), make)
+    return place.once(("angles", layer.head_dim, layer.rope_base, modulo, dtype), make)
 
 
 def side_by_side(keys: Tensor, values: Tensor) -> Tensor:

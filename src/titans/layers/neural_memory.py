@@ -121,8 +121,8 @@ class NeuralMemory(Module):
         self.head_dim = d_model // n_heads if head_dim is None else head_dim
         check_count("head_dim", self.head_dim, 1)
         width = n_heads * self.head_dim
-        if theta_max is not None and not 0 < theta_max < math.inf:
-            raise ValueError(f"theta_max must be positive and finite, got {theta_max}")
+        if theta_max is not None and not (isinstance(theta_max, int | float) and 0 < theta_max < math.inf):
+            raise ValueError(f"theta_max must be positive and finite, got {theta_max!r}")
         if qkv_activation not in ("none", "silu"):
             raise ValueError(f"qkv_activation must be 'none' or 'silu', got {qkv_activation!r}")
         self.d_model, self.n_heads, self.chunk_size = d_model, n_heads, chunk_size
@@ -367,6 +367,8 @@ class NeuralMemory(Module):
             raise ValueError(f"x must be floating point, got {x.dtype}")
         check_dtype("x", x, self.qkv.weight.dtype)
         for name, flags in masks.items():
+            if flags is not None and not isinstance(flags, Tensor):
+                raise ValueError(f"{name} must be a tensor, got {type(flags).__name__}")
             if flags is not None and (flags.dtype != torch.bool or flags.shape != x.shape[:2]):
                 raise ValueError(
                     f"{name} must be bool [B, T] = {list(x.shape[:2])}, got {flags.dtype} {list(flags.shape)}"

@@ -14,6 +14,7 @@ from titans.models.language_model import TitansModel
 from titans.models.variants import CLASSES
 from titans.names import check_kind, path_of
 from titans.ops.memory import Engine
+from titans.state import FLOATS
 
 
 def build_model(config: TitansConfig, engine: Engine | None = None) -> TitansModel:
@@ -31,6 +32,8 @@ def build_model(config: TitansConfig, engine: Engine | None = None) -> TitansMod
 def save_model(model: TitansModel, path: str | Path) -> None:
     """Write a folder that every reader opens, see `titans.models.folder`."""
     path = path_of("path", path)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError("model must hold numbers to be saved, got one on meta")
     tensors = {n: p.detach().cpu().contiguous() for n, p in model.state_dict().items()}
     if model.config.tie_embeddings:
         del tensors["head.weight"]
@@ -53,16 +56,24 @@ def load_model(path: str | Path) -> TitansModel:
     if read is not None:
         return read(path)
     config, tensors = read_folder(path)
-    check_settings(path)  # before a model is made that may be of any size
+    check_settings(path)
     _check_tensors(tensors, path)
-    model = build_model(config)
-    if any(tensor.dtype == torch.float64 for tensor in tensors.values()):
-        model.double()
+    blocks = {name.split(".")[1] for name in tensors if name.startswith("blocks.")}
+    if len(blocks) != config.n_layers:  # before a model is made that may be of any size
+        raise ValueError(
+            f"model folder {str(path)!r} does not fit its config.json: n_layers is {config.n_layers}, the weights are "
+            f"of {len(blocks)} blocks"
+        )
     if config.tie_embeddings and "embedding.weight" in tensors:
         shared = tensors["embedding.weight"]
         if not torch.equal(tensors.setdefault("head.weight", shared), shared):
             raise ValueError(f"model folder {str(path)!r}: head.weight differs from the embedding it is tied to")
     try:
+        with torch.device("meta"):  # nothing is made of a size that the weights do not have
+            build_model(config).load_state_dict({name: tensor.to("meta") for name, tensor in tensors.items()})
+        model = build_model(config)
+        if any(tensor.dtype == torch.float64 for tensor in tensors.values()):
+            model.double()
         model.load_state_dict(tensors)
     except RuntimeError as error:
         what = " ".join(str(error).split())
@@ -73,7 +84,7 @@ def load_model(path: str | Path) -> TitansModel:
 
 def _check_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
+        if tensor.dtype not in FLOATS:
             raise ValueError(f"model folder {str(path)!r}: {name} must be floating point, got {tensor.dtype}")
         if not tensor.isfinite().all():
             raise ValueError(f"model folder {str(path)!r}: {name} has entries that are not finite")

@@ -14,6 +14,7 @@ from titans.layers.neural_memory import NeuralMemory
 from titans.layers.persistent_memory import PersistentMemory
 from titans.models.build import build_model
 from titans.models.config import TitansConfig
+from titans.names import TooLong
 
 # A parameter, and the products of a module's own forward, belong to the innermost of these types around it.
 PARTS: dict[type[nn.Module], str] = {
@@ -26,6 +27,7 @@ PARTS: dict[type[nn.Module], str] = {
 HEAD = "output projection"
 MIXING = "memory and attention products"
 OTHER = "norms and other maps"
+LONGEST = 2**16  # tokens of a pass that takes no hours
 TABLES = (PARTS[nn.Embedding], HEAD)  # one row per token id
 
 
@@ -72,11 +74,16 @@ def measure_cost(config: TitansConfig, longest: int = 1024) -> Cost:
         config: the model, of any size.
         longest: bound on the tokens of the pass, which with the persistent tokens that the memory reads first are one
             less than a whole number of segments or chunks, as many as are within it and ``config.max_seq_len``.
+
+    Raises:
+        TooLong: with the persistent tokens, or one chunk or segment, they are more than `LONGEST`.
     """
     unit = config.segment if config.variant == "MAC" else config.chunk_size
     before = config.n_persistent % unit if config.has_memory and config.variant != "MAC" else 0
     tokens = max(unit, min(longest, config.max_seq_len) // unit * unit, 2) - 1 - before
     tokens += unit if tokens < 1 else 0
+    if (whole := tokens + config.n_persistent) > LONGEST:
+        raise TooLong(f"n_persistent, chunk_size, segment_len: a pass over {whole:,} tokens is too long to be measured")
     kinds = Counter(config.mixer(layer) for layer in range(config.n_layers))
     times = [kinds.pop(config.variant, 0), *kinds.values()]  # blocks like the model's i-th
     alike = {"n_layers": len(times), "vocab_size": 1, "memory_layers": (0,) if kinds else None}

@@ -35,35 +35,28 @@ class StepState(State):
 
 
 class Buffers:
-    """A `StepState`, and the right to write into its tensors, which passes from state to state.
+    """A `StepState`, and the right to write into its tensors, which can be taken once.
 
-    Of all states that share buffers the one made last may add columns in place. One that is left behind, and gone on
-    from all the same, gets copies.
-
-    Args:
-        steps: the buffers.
-        last: of the states that share them, the number of the one made last, one entry; None for the first.
+    The first step that goes on from a state adds its columns in place, and the right is then that of the state after
+    it. Whoever goes on from the same state later, or in another thread, gets copies.
     """
 
-    def __init__(self, steps: StepState, last: list[int] | None = None):
-        self.steps, self._last = steps, [0] if last is None else last
-        self._last[0] += 1
-        self._number = self._last[0]
+    def __init__(self, steps: StepState):
+        self.steps, self._right = steps, [True]
         self.given = False
 
-    @property
-    def newest(self) -> bool:
-        return self._number == self._last[0]
+    def claim(self) -> bool:
+        """Take the right to write into the buffers; False where it is gone."""
+        try:
+            return self._right.pop()  # in one step: of several threads one gets it
+        except IndexError:
+            return False
 
     def given_away(self) -> Buffers:
         """The same, of a state that nobody uses but the call that it is given to."""
         found = copy(self)
         found.given = True
         return found
-
-    def then(self, steps: StepState) -> Buffers:
-        """Of the state after a step."""
-        return Buffers(steps, self._last if self.newest else None)
 
 
 def unstepped(model: TitansModel) -> str | None:
@@ -80,7 +73,9 @@ def begin_steps(model: TitansModel, state: ModelState) -> StepState:
         ValueError: the model has no such step.
     """
     _check(model)
-    layers = (block.mixer.begin_steps(old, state.seen) for block, old in zip(model.blocks, state.layers, strict=True))  # type: ignore[union-attr]
+    pairs = zip(model.blocks, state.layers, strict=True)
+    with torch.autocast(model.embedding.weight.device.type, enabled=False):  # calls without it may go on from there
+        layers = [block.mixer.begin_steps(old, state.seen) for block, old in pairs]  # type: ignore[union-attr]
     # Strides are part of a graph, too, those of a batch of one included, which `contiguous` leaves as they are.
     new = StepState(tuple(layers), state.read.clone())
     return new.map(lambda x: x.clone(memory_format=torch.contiguous_format))

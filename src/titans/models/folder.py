@@ -40,6 +40,16 @@ AUTO_MAP = {
     "AutoModel": "modeling_titans.TitansHFModel",
     "AutoModelForCausalLM": f"modeling_titans.{ARCHITECTURE}",
 }
+FREE_WORDS = {
+    DIGEST,
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "architectures",
+    "auto_map",
+    "_name_or_path",
+    "use_cache",
+}
 # Who reads the folders of another ``model_type``: imported when there is one to read, since it may need what we do not.
 READERS = {"titans_graft": "titans.evaluation.grafted:read_graft"}
 
@@ -83,7 +93,8 @@ def save_folder(folder: str | Path, write: Callable[[Path], object]) -> None:
         ValueError: a model of another kind lies there, which is nothing of ours to replace.
     """
     folder = Path(os.path.realpath(path_of("folder", folder)))
-    _check_ours(folder)
+    if folder.is_dir():
+        _check_ours(folder)
 
     def write_signed(new: Path) -> None:
         write(new)
@@ -96,7 +107,7 @@ def save_folder(folder: str | Path, write: Callable[[Path], object]) -> None:
         new = Path(aside) / folder.name
         write_signed(new)
         open_to_umask(new)
-        names = sorted(os.listdir(new), key=lambda name: (name == CONFIG, name))  # the configuration last
+        names = sorted(os.listdir(new), key=lambda name: (name == CONFIG, name != SHIM, name))  # the configuration last
         if CONFIG in names:
             (folder / CONFIG).unlink(missing_ok=True)
         if any(map(WEIGHT_FILES.fullmatch, names)):
@@ -107,12 +118,21 @@ def save_folder(folder: str | Path, write: Callable[[Path], object]) -> None:
 
 
 def _check_ours(folder: Path) -> None:
-    try:
-        kind = _told(folder).get("model_type", MODEL_TYPE)
-    except (FileNotFoundError, ValueError):  # none, or a damaged one: whoever writes a whole model makes it good
+    """Raise a ValueError where a configuration or weights of somebody else would be replaced. Ours lie beside our
+    `SHIM`, or say so themselves, as those of older folders do."""
+    choose = "and is not ours to replace; choose another folder"
+    found = [folder / name for name in os.listdir(folder) if name == CONFIG or WEIGHT_FILES.fullmatch(name)]
+    if not found:
         return
+    try:
+        told = _told(folder)
+    except (FileNotFoundError, ValueError):  # none, or a damaged one: whoever writes a whole model makes it good
+        told = {}
+    kind = told.get("model_type", MODEL_TYPE if "variant" in told or (folder / SHIM).is_file() else None)
+    if kind is None:
+        raise ValueError(f"{found[0]} is there and of no model of titans, {choose}")
     if kind != MODEL_TYPE and kind not in READERS:
-        raise ValueError(f"{folder} holds a model of type {kind!r}, and is not ours to replace; choose another folder")
+        raise ValueError(f"{folder} holds a model of type {kind!r}, {choose}")
 
 
 def _add_tokenizer(new: Path, folder: Path) -> None:
@@ -137,8 +157,11 @@ def _sign(folder: Path) -> None:
 
 
 def _settings(told: dict[str, Any]) -> str:
-    """SHA-256 of what a ``config.json`` says about what is computed; transformers' own words in it may change."""
-    names = ("semantics", "titans_graft", *sorted(set(TitansConfig.model_fields) - set(FREE)))
+    """SHA-256 of what a ``config.json`` says about what is computed; transformers' own words in it may change, but for
+    those that are a grafted decoder's settings."""
+    names = ("semantics", "titans", "titans_graft", *sorted(set(TitansConfig.model_fields) - set(FREE)))
+    if told.get("model_type", MODEL_TYPE) != MODEL_TYPE:
+        names = tuple(sorted(set(told) - FREE_WORDS))
     said = {name: told[name] for name in names if name in told}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
@@ -240,7 +263,12 @@ def read_folder(folder: str | Path) -> tuple[TitansConfig, dict[str, Tensor]]:
         try:
             with safe_open(folder / name, framework="pt") as file:
                 metadata = file.metadata() or {}
-                tensors |= {key.removeprefix(PREFIX): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                found = {key.removeprefix(PREFIX): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                if len(found) < len(file.keys()) or found.keys() & tensors.keys():
+                    raise ValueError(
+                        f"{folder / name}: a tensor is there twice, with and without {PREFIX!r} or elsewhere"
+                    )
+                tensors |= found
         except SafetensorError as error:
             raise ValueError(f"{folder / name} is damaged or no safetensors file: {error}") from error
         made_for = told if "model_type" in told else metadata  # transformers writes no metadata of ours

@@ -27,7 +27,7 @@ from titans.models.decoding import Buffers, begin_steps, eager_from_a_state, ste
 from titans.models.generation import GenerationMixin
 from titans.models.loss import check_items, mean_nats, targets_of
 from titans.models.memorize import MemorizeMixin
-from titans.models.state import ModelState, Origin, hash_weights
+from titans.models.state import ModelState, Origin, check_shapes, hash_weights, shapes_of
 from titans.ops.memory import Engine, check_engine, check_finite, pick
 from titans.ops.memory.scan import check_range
 from titans.ops.place import Place
@@ -90,11 +90,12 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
         engine: how the memories compute, see `set_engine`; None for their default.
     """
 
+    _like: tuple[Any, ...] | None = None  # the shapes of its states' layers, since it made one
     _fingerprint: tuple[TitansConfig, str] | None = None  # of the configuration beside it, which is frozen
 
     def __init__(self, config: TitansConfig, engine: Engine | None = None):
         super().__init__()
-        self.config = config.frozen()
+        self._config = config.frozen()
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.d_model)
@@ -110,6 +111,16 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
                 "may be in the memory (docs/miras.md)",
                 stacklevel=3,
             )
+
+    @property
+    def config(self) -> TitansConfig:
+        """What the model is built from."""
+        return self._config
+
+    @config.setter
+    def config(self, config: TitansConfig) -> None:
+        config.check_built(self._config)  # a ValueError: the weights stay those of the other one
+        self._config = config.frozen()
 
     def initialise(self) -> None:
         """The embedding starts at the scale of the tied output projection: logits of unit variance."""
@@ -159,12 +170,13 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
         x = self._read(input_ids, inputs_embeds)
         self._check(x, labels, state, logits_to_keep)
         mask = self._flags("attention_mask", attention_mask, x)
-        if inputs_embeds is not None and x.device.type == "cpu" and not torch.compiler.is_compiling():
-            check_range("inputs_embeds", x if mask is None else x[mask])
+        if inputs_embeds is not None:
+            x = x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0)  # of padding not even NaN does anything
+            if x.device.type == "cpu" and not torch.compiler.is_compiling():
+                check_range("inputs_embeds", x)
         store = self._flags("store_mask", store_mask, x)
         documents = self._documents(document_ids, x)
-        if store is not None and bool(store.all()):
-            store = None
+        store = None if store is None or bool(store.all()) else store
         if labels is None and store is None and not output_hidden_states and self._steps(x, state):
             return self._step(x, state, mask)  # type: ignore[arg-type]
         packing = None
@@ -198,14 +210,13 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
         buffers, origin = state.buffers_of(self), state.origin
         if buffers is None:
             buffers, origin = Buffers(begin_steps(self, state)), origin.then(self)
-        place = Place(
-            buffers.steps.read, active, x.device, appends=buffers.newest, overwrites=buffers.newest and buffers.given
-        )
+        claimed = buffers.claim()
+        place = Place(buffers.steps.read, active, x.device, appends=claimed, overwrites=claimed and buffers.given)
         logits, steps = step(self, x, buffers.steps, place)
         logits = logits if active is None else logits.masked_fill(~active.view(-1, 1, 1), 0)
         if place.closes:  # weights change with chunks alone
             check_finite(steps.layers, [f"blocks.{i}" for i in range(len(steps.layers))], steps.read)
-        return ModelOutput(logits, ModelState.of_buffers(buffers.then(steps), origin))
+        return ModelOutput(logits, ModelState.of_buffers(Buffers(steps), origin))
 
     def _encode(
         self, x: Tensor, state: ModelState | None, rows: Rows, store: Tensor | None, all_hidden: bool
@@ -222,6 +233,8 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
             layers.append(after)
         check_finite(layers, [f"blocks.{i}" for i in range(len(layers))])
         origin = self.origin if state is None else state.origin.then(self)
+        if state is None and not torch.compiler.is_compiling():
+            self._like = shapes_of(layers)
         return (*stream, self.norm(x)), ModelState(tuple(layers), counts(rows.after), origin)
 
     def set_engine(self, engine: Engine) -> None:
@@ -381,3 +394,7 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
             raise ValueError(f"state has {state.rows} rows, input_ids has {rows}")
         if not state.origin.made_by(self) and state.origin.weights != hash_weights(self):
             raise ValueError("state was made by a model with other weights")
+        if "layers" in vars(state) and not torch.compiler.is_compiling():
+            if self._like is None:
+                torch.no_grad()(self)(torch.zeros((1, 1), dtype=torch.int64, device=self.embedding.weight.device))
+            check_shapes(state.layers, self._like or (), state.rows)

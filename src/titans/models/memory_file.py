@@ -105,11 +105,18 @@ class MemoryFile:
                 tuple(Input(**item) for item in told.get("inputs", ())),
                 tuple(LayerChange(**_tuples(layer)) for layer in told.get("layers", ())),
                 tuple(map(tuple, told.get("forgotten", ()))),
-                told.get("unfinished"),
+                _checked(told.get("unfinished")),
                 told.get("stored"),
             )
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"memory file {str(path)!r} is damaged: {error}") from error
+
+
+def _checked(unfinished: Any) -> dict[str, Any] | None:
+    """Where a reading stands, as `titans.reading` writes it."""
+    if unfinished is not None and not isinstance(unfinished, dict):
+        raise ValueError(f"unfinished must be a mapping, got {unfinished!r}")
+    return unfinished
 
 
 def load_memory(path: str | Path, model: TitansModel) -> ModelState:

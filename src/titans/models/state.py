@@ -14,13 +14,14 @@ import torch
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as file_of
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from titans.files import bytes_of, hash_tensors, write_whole
 from titans.models.decoding import Buffers, end_steps
 from titans.models.semantics import SEMANTICS, check_semantics
 from titans.models.stored import Dtype, pack, unpack
 from titans.names import path_of
-from titans.state import State, check_rows, counts, decode, encode, numbers, walk
+from titans.state import Leaf, State, check_rows, counts, decode, encode, numbers, walk
 
 FORMAT_VERSION = 3
 WORDS = {"format", "version", "semantics", "config", "weights", "seen", "layers"}
@@ -45,8 +46,11 @@ class Origin:
         self.model = model
         self._weights = weights
         exporting = torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
-        # Walking through a model's modules takes longer than looking at its parameters: the places are kept.
-        self._places = [] if model is None else [m._parameters for m in model.modules() if m._parameters]
+        # Walking through a model's modules takes longer than looking at what they hold: the places are kept.
+        modules = [] if model is None else list(model.modules())
+        self._places = [m._parameters for m in modules if m._parameters]
+        self._inside = [m._modules for m in modules if m._modules]
+        self._parts = self._look_inside()
         self._versions = None if model is None or exporting else self._look()  # fake tensors have no storage
 
     @property
@@ -66,7 +70,11 @@ class Origin:
     @property
     def unchanged(self) -> bool:
         """Are the weights that made the state still those of the model?"""
-        return self.model is not None and self._versions == self._look()
+        return self.model is not None and self._versions == self._look() and self._parts == self._look_inside()
+
+    def _look_inside(self) -> list[nn.Module | None]:
+        """The modules themselves: another one may have been put in the place of one."""
+        return [module for place in self._inside for module in place.values()]
 
     def _look(self) -> list[tuple[int, int]]:
         """What changes whenever a parameter does: its storage, and how often it was written to."""
@@ -101,6 +109,16 @@ class Origin:
 
     def __reduce__(self) -> tuple:
         return Origin, (self.fingerprint, None, self.weights)
+
+
+def _note_fused(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Fused steps write without counting that as a write, as every other one does."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("fused") and not torch.compiler.is_compiling() else ():
+            torch.autograd.graph.increment_version(parameter)
+
+
+register_optimizer_step_post_hook(_note_fused)
 
 
 def hash_weights(model: nn.Module) -> str:
@@ -261,19 +279,46 @@ class ModelState(State):
             read = counts(seen)
             state = cls(layers, read, Origin(words["config"], weights=words["weights"]))
             check_rows(state)
-        except (KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError) as error:
             raise ValueError(f"state file {str(path)!r} is damaged: {error}") from error
         return state, words
 
 
+def shapes_of(layers: Sequence[Any]) -> tuple[Any, ...]:
+    """A state's layers without their numbers."""
+    return walk(lambda leaf, x: x.detach().to("meta"), tuple(layers), path="state.layers")
+
+
+def check_shapes(layers: Sequence[Any], like: Sequence[Any], rows: int) -> None:
+    """Raise a ValueError that names the first part of a state which has not the shape that its model gives it.
+
+    Args:
+        layers: of the state.
+        like: of a state that the model made, as `shapes_of` has them.
+        rows: that the state says it has.
+    """
+
+    def check(leaf: Leaf, x: Tensor, known: Tensor) -> Tensor:
+        found, wanted = ([n for dim, n in enumerate(t.shape) if dim not in (0, leaf.columns)] for t in (x, known))
+        if found != wanted or x.dim() != known.dim() or x.shape[0] != rows:
+            shape = [rows, *("any" if dim == leaf.columns else n for dim, n in enumerate(known.shape) if dim)]
+            raise ValueError(f"{leaf.path} must have shape [{', '.join(map(str, shape))}], got {list(x.shape)}")
+        return x
+
+    walk(check, tuple(layers), tuple(like), path="state.layers")
+
+
 def _check_ours(path: str | Path) -> None:
     """An older state is replaced, nobody's text or model is."""
-    if not path_of("path", path).is_file():
+    if not path_of("path", path).is_file() or not os.path.getsize(path):
         return
     with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(min(length, 2**24))
-    if length and b'"titans-state"' not in header:
+        header = file.read(min(int.from_bytes(file.read(8), "little"), 2**24))
+    try:
+        ours = json.loads(header)["__metadata__"]["format"] == "titans-state"
+    except (ValueError, KeyError, TypeError, RecursionError):
+        ours = False
+    if not ours:
         raise ValueError(f"{path} is there and no state file: not ours to replace; choose another name")
 
 

@@ -21,7 +21,7 @@ def pack(tensors: dict[str, Tensor], dtype: Dtype | None) -> tuple[dict[str, Ten
     """The tensors as they are stored, and for those that were rounded the dtype they had; None where none was.
 
     Raises:
-        ValueError: no such dtype.
+        ValueError: no such dtype, or numbers beyond its range.
     """
     if dtype is not None and dtype not in get_args(Dtype):
         raise ValueError(f"dtype must be one of {', '.join(get_args(Dtype))}, got {dtype!r}")
@@ -39,6 +39,8 @@ def pack(tensors: dict[str, Tensor], dtype: Dtype | None) -> tuple[dict[str, Ten
             packed[name + SCALE] = scale
         else:
             packed[name] = x.to(torch.bfloat16)
+        if not unpack_one(packed, name).isfinite().all() and x.isfinite().all():
+            raise ValueError(f"dtype: {name} holds numbers beyond the range of {dtype}; None keeps every bit")
     return packed, had
 
 
@@ -55,6 +57,11 @@ def unpack(tensors: dict[str, Tensor], had: dict[str, str] | None) -> dict[str, 
         dtype = getattr(torch, told, None)
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise ValueError(f"{name}: {told!r} is no floating-point dtype")
-        x = tensors[name].float()
-        found[name] = (x * tensors[name + SCALE] if name + SCALE in tensors else x).to(dtype)
+        found[name] = unpack_one(tensors, name).to(dtype)
     return found
+
+
+def unpack_one(tensors: dict[str, Tensor], name: str) -> Tensor:
+    """A tensor as `pack` stored it, in float32."""
+    x = tensors[name].float()
+    return x * tensors[name + SCALE] if name + SCALE in tensors else x

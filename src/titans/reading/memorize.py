@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from titans.models import MemoryFile, ModelState, TitansModel
 from titans.models.memorize import on_grid, read_piece
 from titans.models.memory_file import Forgetting, Input, changes, claimed
 from titans.models.stored import Dtype
-from titans.names import path_of
+from titans.names import check_kind, path_of, unknown
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,9 @@ class Job:
     save_every: float = 30.0
 
     def __post_init__(self) -> None:
+        check_kind("inputs", self.inputs, (tuple, list), "a tuple of file names")
+        if self.dtype not in get_args(Dtype):
+            raise ValueError(unknown("dtype", self.dtype, get_args(Dtype)))
         object.__setattr__(self, "output", path_of("output", self.output))
         if self.append is not None:
             object.__setattr__(self, "append", path_of("append", self.append))
@@ -102,6 +105,7 @@ def memorize_files(
         OSError: an input cannot be read.
         FloatingPointError: a memory diverged; names the layer.
     """
+    check_kind("model", model, TitansModel, "a model of titans, no grafted decoder")
     inputs = [TextInput(name, job.text_field) for name in job.inputs]
     file, resumed = _start(job)
     reading = _Reading(model, job, file, resumed)
@@ -155,14 +159,27 @@ def _check_resumable(file: MemoryFile, job: Job) -> None:
     names = _names(job)
     told = file.unfinished
     if told is None:
-        read = [item.name for item in file.inputs]
-        if read[-len(names) :] != names:
-            raise ValueError(f"--output: {job.output} is a finished memory of {', '.join(read) or 'something else'}")
-        return
-    if told["inputs"] != names:
-        raise ValueError(f"--input: {', '.join(names)}, but {job.output} was reading {', '.join(told['inputs'])}")
-    if told["append"] != _append_hash(job):
+        return _check_same(file, job, names)
+    if told.get("inputs") != names:
+        was = ", ".join(map(str, told.get("inputs", ())))
+        raise ValueError(f"--input: {', '.join(names)}, but {job.output} was reading {was}")
+    if told.get("append") != _append_hash(job):
         raise ValueError(f"--append: {job.append}, but {job.output} did not start from that")
+
+
+def _check_same(file: MemoryFile, job: Job, names: list[str]) -> None:
+    """Raise a ValueError unless the finished ``file`` is what this job would make."""
+    before, read = file.inputs[: -len(names)], file.inputs[-len(names) :]
+    if [item.name for item in read] != names:
+        told = ", ".join(item.name for item in file.inputs)
+        raise ValueError(f"--output: {job.output} is a finished memory of {told or 'something else'}")
+    for name, item in zip(job.inputs, read, strict=True):
+        if name != STDIN and Path(name).is_file() and hash_file(name) != item.sha256:
+            raise ValueError(f"--input: {name} is not what {job.output} has read, or has changed since")
+    if before != (() if job.append is None else MemoryFile.open(job.append).inputs):
+        raise ValueError(f"--append: {job.append}, but {job.output} did not start from that")
+    if (file.stored or "float32") != job.dtype:
+        raise ValueError(f"--dtype: {job.dtype}, but {job.output} is finished and of {file.stored or 'float32'}")
 
 
 def _names(job: Job) -> list[str]:

@@ -129,7 +129,7 @@ def plot_trace(trace: TextTrace, path: str | Path, title: str, bins: int = 160) 
         axes.grid(alpha=0.25)
         axes.margins(x=0)
         axes.tick_params(labelsize=8)
-    rows[0].set_title(title, size=11)
+    rows[0].set_title(title, size=11, parse_math=False)
     rows[-1].set_xlabel("tokens read", size=9)
     if len(trace.layers) > 1:
         figure.legend(loc="outside lower center", ncols=min(6, len(trace.layers)), fontsize=8, frameon=False)

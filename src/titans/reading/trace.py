@@ -17,6 +17,7 @@ from titans.layers.neural_memory import NeuralMemory
 from titans.models import ModelState, TitansModel
 from titans.models.memorize import on_grid
 from titans.models.probe import observed
+from titans.names import check_kind
 from titans.ops.memory import MemoryTrace
 
 QUANTITIES = {
@@ -62,6 +63,9 @@ def trace_text(model: TitansModel, ids: np.ndarray, state: ModelState | None = N
     Raises:
         ValueError: the model has no memory, or the state more than one stream.
     """
+    check_kind("model", model, TitansModel, "a model of titans, no grafted decoder")
+    if not isinstance(ids, np.ndarray) or ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu":
+        raise ValueError(f"ids must be a non-empty array of integers [T], got {str(ids)[:60]}")
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, NeuralMemory)]
     if not found:
         raise ValueError(f"model has no memory: its variant is {model.config.variant!r}")

@@ -232,13 +232,15 @@ class MACMixer(Mixer):
     def begin_steps(self, state: MACState, seen: Sequence[int]) -> StepMAC:
         memory = begin_memory(self.memory, state.memory, seen)
         first = self.memory.start(len(seen), memory.memory.tokens.dtype)
-        previous = _where([not (n and m) for n, m in zip(seen, state.memory.seen, strict=True)], first, state.previous)
+        held = tuple(w.to(f.dtype) for w, f in zip(state.previous, first, strict=True))
+        previous = _where([not (n and m) for n, m in zip(seen, state.memory.seen, strict=True)], first, held)
         phases = [n % self.segment for n in seen]
         parts = [begin_columns(cache, phases, self.segment) for cache in (state.reads, state.tokens)]
         if (fixed := self.fixed(previous, len(seen))) is not None:
             parts.insert(0, side_by_side(*fixed).expand(len(seen), -1, -1, -1))
         cache = torch.cat([x.to(self.attention.q.weight.dtype) for x in parts], 2)
-        context_tail, attention_tail = (begin_tail(t, seen) for t in (state.context_tail, state.attention_tail))
+        context_tail = begin_tail(self.context_conv, state.context_tail, seen)
+        attention_tail = begin_tail(self.attention.conv, state.attention_tail, seen)
         recalled = decode.shown(self.memory.rule, previous)
         return StepMAC(memory, previous, recalled, context_tail, StepAttention(cache, attention_tail))
 

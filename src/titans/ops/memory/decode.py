@@ -253,7 +253,7 @@ def begin(rule: Rule, state: MemoryState, seen: Sequence[int]) -> StepMemory:
         seen: tokens that the memory has read of each row's stream; rows that ``state`` calls fresh start from A_0.
     """
     batch, heads, size = len(seen), rule.heads, rule.chunk_size
-    dtype = torch.promote_types(state.weights[0].dtype, torch.float32)
+    dtype = torch.promote_types(rule.initial[0].dtype, torch.float32)  # a state may have been cast
     flat = memory_start(rule, state, tuple(seen), dtype).begun([n for n in seen for _ in range(heads)])
     phases = [n % size for n in seen for _ in range(heads)]
     chunk, gates = flat.chunk, flat.chunk.gates.storable()

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from titans.autograd import once
 from titans.miras import MirasConfig
 from titans.ops.memory.chunked import chunked_scan, empty_chunk, read_open
 from titans.ops.memory.engines import Engine, Scan, engine_for
@@ -125,6 +126,9 @@ def scan(
     """
     batch, _, heads, _ = tokens.q.shape
     dtype = torch.promote_types(tokens.q.dtype, torch.float32)
+    if not torch.compiler.is_compiling():
+        norm = None if rule.norm is None else (once(rule.norm[0]), once(rule.norm[1]))
+        tokens, rule = tokens.each(once), replace(rule, initial=tuple(map(once, rule.initial)), norm=norm)
     with torch.autocast(tokens.q.device.type, enabled=False):
         flat = tokens.each(lambda x: x.to(dtype).transpose(1, 2).flatten(0, 1))
         if flat.delta is not None and flat.delta.dim() == 2:
@@ -208,9 +212,9 @@ class _flat:
 
 
 def initial_weights(rule: Rule, batch: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """A_0 for every sample, [B, H, out, in] per map, in float32 at least."""
+    """A_0 for every sample, [B, H, out, in] per map, in float32 at least: copies, for parameters change in place."""
     dtype = torch.promote_types(dtype, torch.float32)
-    return tuple(w.to(dtype).expand(batch, *w.shape) for w in rule.initial)
+    return tuple(w.to(dtype, copy=True).expand(batch, *w.shape) for w in rule.initial)
 
 
 def memory_start(

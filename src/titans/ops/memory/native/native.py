@@ -6,7 +6,6 @@ momentum).
 
 from __future__ import annotations
 
-import ctypes
 import math
 from dataclasses import astuple, dataclass, replace
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from titans.ops.memory.chunk_rule import ChunkRule, Maps, check_run, head_gates
 from titans.ops.memory.native.build import library
+from titans.ops.memory.native.vectors import pack
 from titans.ops.memory.tokens import Tokens
 from titans.ops.memory.workspace import borrow
 
@@ -166,8 +166,7 @@ def _backward_fake(*given: Any) -> tuple[Tensor, ...]:
 
 def _call(shape: _Shape, tensors: tuple[Tensor | None, ...], back: bool) -> None:
     dtype = next(x.dtype for x in tensors if x is not None)
-    sizes = (ctypes.c_int64 * 11)(*astuple(shape))
-    pointers = (ctypes.c_void_p * len(tensors))(*(None if x is None else x.data_ptr() for x in tensors))
+    sizes, pointers = pack(astuple(shape), tensors)
     compiled = library()
     assert compiled.titans_scan_acts(sizes) == shape.acts
     if compiled.titans_scan(sizes, pointers, dtype == torch.float64, back, torch.get_num_threads()):

@@ -108,7 +108,16 @@ def attend(
 
 
 def pack(sizes: tuple[int, ...], tensors: tuple[Tensor | None, ...]) -> tuple[ctypes.Array, ctypes.Array]:
-    """Sizes, and where the tensors lie, as C++ takes them."""
+    """Sizes, and where the tensors lie, as C++ takes them. All that it is given goes through here, for it believes that
+    a call's numbers are of one dtype.
+
+    Raises:
+        RuntimeError: they are of several, or neither float32 nor float64.
+    """
+    dtypes = {x.dtype for x in tensors if x is not None} - {torch.int64, torch.bool}  # counts and flags
+    if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
+        found = " and ".join(sorted(map(str, dtypes)))
+        raise RuntimeError(f"native code computes in torch.float32 or torch.float64 alone, got tensors of {found}")
     pointers = [None if x is None else x.data_ptr() for x in tensors]
     return (ctypes.c_int64 * len(sizes))(*sizes), (ctypes.c_void_p * len(pointers))(*pointers)
 
