@@ -76,7 +76,7 @@ def evaluate(
     check_kind("lengths", lengths, Sequence, "a list of integers")
     for name, number in (("samples", samples), ("seed", seed), *(("lengths", length) for length in lengths)):
         check_kind(name, number, int, "an integer")
-    if not callable(model):  # something may stand for a model, such as `FromMemory`
+    if not callable(model) or not hasattr(model, "state_dict"):  # something may stand for a model, such as `FromMemory`
         raise EvaluationError(f"model must be a model, got {type(model).__name__}")
     check_kind("text", text, (str, Path), "the name of a text or a path")
     if not hasattr(tokenizer, "vocab_size"):
