@@ -1,11 +1,15 @@
 """Settings that would be dropped, misread or never read to the end: one line says so instead."""
 
 import json
+import math
 
 import pytest
+import torch
 
 from titans.models import TitansConfig
+from titans.models.loss import check_items
 from titans.models.yaml_text import parse_yaml
+from titans.training.checkpoints import check_same
 from titans.training.config import ConfigError, TrainConfig, load_model_config
 from titans.training.run import train
 
@@ -109,3 +113,30 @@ def test_words_of_transformers_beside_all_of_our_fields_are_no_mistake():
         "dtype": 1,
     }
     assert TitansConfig.from_dict(told) == TitansConfig(d_model=32)
+
+
+def test_a_copy_is_checked_and_cast():
+    assert TitansConfig(d_model=16).model_copy(update={"d_model": "32"}).d_model == 32
+    with pytest.raises(ValueError, match="d_model"):
+        TitansConfig(d_model=16).model_copy(update={"d_model": "wide"})
+
+
+def test_bytes_are_no_setting():
+    with pytest.raises(ValueError, match="not YAML: .*binary"):
+        parse_yaml("a: !!binary aGVsbG8=")
+
+
+def test_a_resumed_run_names_the_field_that_was_changed(tmp_path):
+    config = TrainConfig.parse(BASE)
+    config.to_yaml(tmp_path / "config.yaml")
+    for field, value in (("data.length", 32), ("training.lr", 0.5)):
+        other = TrainConfig.parse(BASE, [f"{field}={value}"])
+        with pytest.raises(ConfigError, match=f"^{field}: the run was started with .* resumed with {value}$"):
+            check_same(other, tmp_path / "config.yaml")
+    check_same(config, tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize("items", [math.inf, math.nan, 0, "3", torch.tensor([1, 2]), torch.tensor(math.inf)])
+def test_a_loss_is_divided_by_one_number(items):
+    with pytest.raises(ValueError, match="num_items_in_batch must be positive, one finite number"):
+        check_items(items)

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from titans.data import load_documents
+from titans.data.corpora import RUN_MARK
 from titans.data.streams import TextInput
 from titans.evaluation.running_text import stamps
 from titans.evaluation.task import EvaluationError
@@ -72,3 +73,21 @@ def test_a_change_behind_a_linked_folder_is_noticed(tmp_path):
     (more / "back").symlink_to(source)
     with pytest.raises(EvaluationError, match="text: source: .* is a link to a folder that it lies in"):
         stamps(str(source))
+
+
+def test_a_run_s_folder_is_known_behind_a_byte_order_mark(tmp_path):
+    source = corpus(tmp_path / "d", a="one", b="two")
+    corpus(source / "run", c="three")
+    (source / "run" / "config.yaml").write_text(f"\ufeff{RUN_MARK}1234 5678\nmodel: {{}}\n", encoding="utf-8")
+    assert read(source) == ["one", "two"]
+
+
+def test_nobody_s_home_is_a_name_like_any_other():
+    with pytest.raises(FileNotFoundError, match="source: '~nobody-of-that-name/x' is neither"):
+        load_documents("~nobody-of-that-name/x")
+
+
+def test_a_text_given_twice_in_a_row_is_named(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n{"text": "two", "text": "three"}\n')
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2 is not JSON: 'text' is given twice"):
+        load_documents(tmp_path / "rows.jsonl")

@@ -22,7 +22,7 @@ def test_folders_that_are_no_checkpoints_of_the_run_stay(make_config):
     train(later, resume=True, console=quiet())
     assert (folder / "checkpoint-1" / "precious.txt").read_text() == "mine"
     assert (folder / "checkpoint-2" / "manifest.json").read_text() == "{}"
-    aside = [path for path in folder.glob("checkpoint-5.*/precious.txt")]
+    aside = list(folder.glob("checkpoint-5.*/precious.txt"))
     assert [path.read_text() for path in aside] == ["mine"]
     assert checkpoints.read_manifest(folder / "checkpoint-5", 5)["step"] == 5
     assert not (folder / "checkpoint-3").exists() and not (folder / "checkpoint-5" / "begun").exists()

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from titans.data.sources import CORPORA, corpus
-from titans.names import path_of, suggestion
+from titans.names import each_key_once, path_of, suggestion
 
 SPLITS = ("train", "validation", "test")
 SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -66,7 +66,7 @@ def load_documents(
     """
     if split not in SPLITS:
         raise ValueError(f"split: {split!r} is none of {', '.join(SPLITS)}{suggestion(split, SPLITS)}")
-    path = path_of("source", source).expanduser()
+    path = Path(os.path.expanduser(path_of("source", source)))  # a home that is nobody's is a name like any other
     if source in CORPORA:
         return CORPORA[str(source)](split, data_dir)
     if not path.exists():
@@ -173,7 +173,7 @@ def walk_files(root: Path) -> Iterator[Path]:
 def _is_run(folder: Path) -> bool:
     try:
         with (folder / "config.yaml").open("rb") as file:
-            return file.read(len(RUN_MARK)) == RUN_MARK.encode()
+            return file.readline(200).removeprefix(codecs.BOM_UTF8).startswith(RUN_MARK.encode())
     except OSError:
         return False
 
@@ -233,8 +233,8 @@ def read_jsonl(file: Path, text_field: str, lines: Iterable[bytes]) -> Iterator[
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, too deep
+            row = json.loads(line, object_pairs_hook=each_key_once)
+        except (ValueError, RecursionError) as error:  # not JSON, a key twice, thousands of digits, too deep
             raise ValueError(f"source: {file}, line {number} is not JSON: {error}") from error
         text = row.get(text_field) if isinstance(row, dict) else None
         if not isinstance(text, str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -65,7 +66,7 @@ def running_text(source: str = "stdlib", split: str = "validation") -> RunningTe
 
 def stamps(source: str) -> tuple[tuple[str, int, int], ...]:
     """Of the files that a user's ``source`` names: what changes when one of them is written."""
-    path = Path(str(source)).expanduser()
+    path = Path(os.path.expanduser(str(source)))
     try:
         files = sorted(walk_files(path)) if path.is_dir() else [path]
     except (ValueError, OSError) as error:

@@ -16,7 +16,7 @@ from titans.miras import MirasConfig
 from titans.miras.config import resolve_miras
 from titans.models.registry import MIXERS
 from titans.models.yaml_text import parse_yaml
-from titans.names import path_of, unknown
+from titans.names import each_key_once, path_of, unknown
 
 MODEL_TYPE = "titans"  # what a model folder's config.json calls itself
 FREE = ("gradient_checkpointing", "max_seq_len", "lr")  # what changes nothing that a built model computes
@@ -279,7 +279,7 @@ class TitansConfig(CheckedModel):
         """
         copy = super().model_copy(update=update, deep=deep)
         if update:
-            type(self).model_validate(dict(copy.__dict__))
+            copy.__dict__.update(type(self).model_validate(dict(copy.__dict__)).__dict__)  # "32" is 32 now
         copy._frozen = False
         return copy
 
@@ -358,12 +358,3 @@ def _mapping(values: Any, path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
     return values
-
-
-def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A mapping of JSON (``object_pairs_hook``); a ValueError where a key is given twice."""
-    told = dict(pairs)
-    if len(told) < len(pairs):
-        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-        raise ValueError(f"{twice[:100]!r} is given twice")
-    return told

@@ -5,6 +5,7 @@ Legend: B batch, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -23,14 +24,14 @@ def targets_of(labels: Tensor, mask: Tensor | None, documents: Tensor | None) ->
 
 
 def check_items(items: Any) -> None:
-    """Raise a ValueError unless ``num_items_in_batch`` is None or a number above 0 (looked at on the CPU only)."""
+    """Raise a ValueError unless ``num_items_in_batch`` is None or one finite number above 0; looked at on CPUs alone."""
     if isinstance(items, Tensor):
         seen = items.device.type == "cpu" and not torch.compiler.is_compiling()
-        wrong = seen and not bool((items > 0).all())
+        wrong = items.numel() != 1 or (seen and not 0 < items.item() < math.inf)
     else:
-        wrong = items is not None and not (isinstance(items, int | float) and items > 0)
+        wrong = items is not None and not (isinstance(items, int | float) and 0 < items < math.inf)
     if wrong:
-        raise ValueError(f"num_items_in_batch must be positive, got {items!r}")
+        raise ValueError(f"num_items_in_batch must be positive, one finite number, got {items!r}")
 
 
 def mean_nats(logits: Tensor, targets: Tensor, items: Tensor | int | None = None) -> Tensor:

@@ -53,7 +53,8 @@ def probe_memories(model: TitansModel, input_ids: Tensor, state: ModelState | No
         state: where the streams stand, all rows at the same place; None starts new ones.
 
     Raises:
-        ValueError: ids of another shape, rows at different places, or a chunk does not close, so that nothing is written.
+        ValueError: ids of another shape, rows at different places, or a chunk does not close, so that nothing is
+            written.
     """
     if state is not None and len(set(state.seen)) > 1:
         raise ValueError(f"state must have all rows at the same place, got seen = {state.seen}")

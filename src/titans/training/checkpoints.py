@@ -21,7 +21,7 @@ from typing import Any
 from titans.data.corpora import RUN_MARK
 from titans.files import hash_file, open_to_umask, write_whole
 from titans.names import path_of
-from titans.training.config import ConfigError, TrainConfig, read_mapping
+from titans.training.config import SHARED_FIELDS, ConfigError, TrainConfig, read_mapping
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
@@ -306,10 +306,10 @@ def _was_edited(path: Path) -> bool:
 def check_same(config: TrainConfig, path: Path) -> None:
     """Refuse to resume with a setting that would change what is computed."""
     before = TrainConfig.parse(read_mapping(path), origin=str(path)).to_dict()
-    now = config.to_dict()
+    now, shared = config.to_dict(), SHARED_FIELDS.values()  # the latter are told under their own section
     for section, fields in now.items():
         for field, value in fields.items():
-            if section == "training" and field in FREE_ON_RESUME:
+            if (section == "training" and field in FREE_ON_RESUME) or (section == "model" and field in shared):
                 continue
             if before[section][field] != value:
                 raise ConfigError(
