@@ -43,3 +43,12 @@ def check_kind(name: str, value: object, kind: type | tuple[type, ...], what: st
     """Raise a ValueError unless ``value`` is of this kind, said as ``what``; True and False are no numbers."""
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
         raise ValueError(f"{name} must be {what}, got {type(value).__name__} {value!r:.60}")
+
+
+def each_key_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A mapping of JSON (``object_pairs_hook``); a ValueError where a key is given twice."""
+    told = dict(pairs)
+    if len(told) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"{twice[:100]!r} is given twice")
+    return told

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from titans.data.sources import CORPORA, corpus
-from titans.names import path_of, suggestion
+from titans.names import each_key_once, path_of, suggestion
 
 SPLITS = ("train", "validation", "test")
 SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -48,11 +48,11 @@ def load_documents(
     Args:
         source: ``"stdlib"`` (default: the source files of Python's own standard library, read where Python keeps
             them), another corpus's name (``"enwik8"``, ``"wikitext-103"``, see `corpus`), or the path of a ``.txt``
-            file (one document), a ``.jsonl`` or ``.parquet`` file (one document a row) or a folder of such files. A
-            folder whose files or sub-folders are named after their split (``train`` and ``validation``, ``valid`` or
-            ``val``, perhaps ``test``) keeps these splits. All else is split here: 5 % of the documents, chosen by their
-            hash, or the last 5 % of a single document are validation. Folders of training runs inside it are left out:
-            a run's output is never input.
+            file (one document), a ``.jsonl`` or ``.parquet`` file (one document a row) or a folder of such files, links
+            to files and folders followed. A folder whose files or sub-folders are named after their split (``train``
+            and ``validation``, ``valid`` or ``val``, perhaps ``test``) keeps these splits. All else is split here: 5 %
+            of the documents, chosen by their hash, or the last 5 % of a single document are validation. Folders of
+            training runs inside it are left out: a run's output is never input.
         split: ``"train"``, ``"validation"``, or ``"test"`` where the corpus has one.
         text_field: the key or column that holds the text of a ``.jsonl`` or ``.parquet`` row.
         data_dir: folder of the published corpora; default: the environment variable ``TITANS_DATA``, else
@@ -66,7 +66,7 @@ def load_documents(
     """
     if split not in SPLITS:
         raise ValueError(f"split: {split!r} is none of {', '.join(SPLITS)}{suggestion(split, SPLITS)}")
-    path = path_of("source", source).expanduser()
+    path = Path(os.path.expanduser(path_of("source", source)))  # a home that is nobody's is a name like any other
     if source in CORPORA:
         return CORPORA[str(source)](split, data_dir)
     if not path.exists():
@@ -127,34 +127,53 @@ def _local_documents(path: Path, split: str, text_field: str) -> list[str]:
 
 def _files_of(path: Path) -> list[Path]:
     if path.is_file():
-        if path.suffix not in SUFFIXES:
+        if suffix_of(path) not in SUFFIXES:
             raise ValueError(f"source: {path} is none of {', '.join(SUFFIXES)}")
         return [path]
     if not path.is_dir():
         raise ValueError(f"source: {path} is neither a regular file nor a folder")
-    files = sorted(file for file in _walk(path) if file.suffix in SUFFIXES and file.is_file())
+    files = sorted(file for file in walk_files(path) if suffix_of(file) in SUFFIXES)
     if not files:
         raise ValueError(f"source: folder {path} holds no {', '.join(SUFFIXES)} file")
+    for file in files:
+        if not file.is_file():
+            what = "is no regular file" if file.exists() else "is a link to nothing"
+            raise ValueError(f"source: {file} {what}; take it out of the folder or put a text there")
     return files
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """Every file below ``root`` but those of training runs."""
+def suffix_of(path: Path) -> str:
+    """What a file holds by its name: ``.TXT`` is ``.txt``."""
+    return path.suffix.lower()
 
-    def stop(error: OSError) -> None:
-        raise error
 
-    for place, folders, names in os.walk(root, onerror=stop):
-        if _is_run(Path(place)):
-            folders.clear()
+def walk_files(root: Path) -> Iterator[Path]:
+    """Every file below ``root``, links to folders followed, but those of training runs.
+
+    Raises:
+        ValueError: links lead round in a circle.
+        OSError: a folder cannot be read.
+    """
+    waiting: list[tuple[Path, tuple[str, ...]]] = [(root, ())]
+    while waiting:
+        folder, above = waiting.pop()
+        here = os.path.realpath(folder)
+        if here in above:
+            raise ValueError(f"source: {folder} is a link to a folder that it lies in")
+        if _is_run(folder):
             continue
-        yield from (Path(place, name) for name in names)
+        with os.scandir(folder) as entries:
+            for path in map(Path, entries):
+                if path.is_dir():
+                    waiting.append((path, (*above, here)))
+                else:
+                    yield path
 
 
 def _is_run(folder: Path) -> bool:
     try:
         with (folder / "config.yaml").open("rb") as file:
-            return file.read(len(RUN_MARK)) == RUN_MARK.encode()
+            return file.readline(200).removeprefix(codecs.BOM_UTF8).startswith(RUN_MARK.encode())
     except OSError:
         return False
 
@@ -189,7 +208,7 @@ def _split_documents(documents: list[str]) -> tuple[list[str], list[str]]:
 
 def _read_files(files: list[Path], source: Path, text_field: str) -> list[str]:
     readers = {".txt": _read_text, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    documents = [text for file in files for text in readers[file.suffix](file, text_field) if text]
+    documents = [text for file in files for text in readers[suffix_of(file)](file, text_field) if text]
     if not documents:
         raise ValueError(f"source: {source} holds no text")
     return documents
@@ -214,8 +233,8 @@ def read_jsonl(file: Path, text_field: str, lines: Iterable[bytes]) -> Iterator[
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, too deep
+            row = json.loads(line, object_pairs_hook=each_key_once)
+        except (ValueError, RecursionError) as error:  # not JSON, a key twice, thousands of digits, too deep
             raise ValueError(f"source: {file}, line {number} is not JSON: {error}") from error
         text = row.get(text_field) if isinstance(row, dict) else None
         if not isinstance(text, str):

@@ -43,7 +43,7 @@ class TokenDocuments:
         """Tokenise ``texts``, which are read once and in order; those that give no token are left out.
 
         Raises:
-            ValueError: no text is left, ``texts`` is a single string, or an id is not below the ``vocab_size``.
+            ValueError: no text is left, ``texts`` is a single string, or an id does not lie in 0..``vocab_size`` - 1.
         """
         if isinstance(texts, str):
             raise ValueError(f"texts: {texts[:20]!r} is a single string, expected a list of documents")
@@ -57,8 +57,7 @@ class TokenDocuments:
             ids, n_bytes = tokenizer.encode_with_bytes(text)
             if not len(ids):
                 continue
-            if ids.max() >= tokenizer.vocab_size:
-                raise ValueError(f"tokenizer: gives id {ids.max()}, but its vocab_size is {tokenizer.vocab_size}")
+            _check_ids(ids, n_bytes, tokenizer.vocab_size)
             pieces.append(np.concatenate((separator, ids.astype(dtype, copy=False), separator)))
             n_bytes = n_bytes.astype(np.min_scalar_type(n_bytes.max()), copy=False)
             lengths.append(np.concatenate((before, n_bytes, after)))
@@ -105,3 +104,16 @@ class TokenDocuments:
         rounds, positions = np.divmod(np.arange(start, start + length), len(self.tokens))
         ids = np.searchsorted(self.offsets, positions, side="right") - 1 + rounds * len(self)
         return torch.from_numpy(ids.astype(np.int64))
+
+
+def _check_ids(ids: np.ndarray, n_bytes: np.ndarray, vocab_size: int) -> None:
+    """What a tokenizer gives is cast afterwards, and a cast says nothing of what it changes."""
+    for name, values in (("ids", ids), ("bytes", n_bytes)):
+        if not isinstance(values, np.ndarray) or values.dtype.kind not in "iu" or values.shape != (len(ids),):
+            told = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
+            raise ValueError(f"tokenizer: {name} must be an array of integers [{len(ids)}], got {told}")
+    for wrong in (ids.min(), ids.max()):
+        if not 0 <= wrong < vocab_size:
+            raise ValueError(f"tokenizer: gives id {wrong}, but its vocab_size is {vocab_size}")
+    if n_bytes.min() < 0:
+        raise ValueError(f"tokenizer: a token cannot stand for {n_bytes.min()} bytes")

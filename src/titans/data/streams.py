@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from titans.data.corpora import SUFFIXES, not_utf8, read_jsonl, read_parquet
+from titans.data.corpora import SUFFIXES, not_utf8, read_jsonl, read_parquet, suffix_of
 from titans.data.tokenizers import ByteTokenizer, Tokenizer, byte_positions, whole_characters
 from titans.names import path_of
 
@@ -67,7 +67,7 @@ class TextInput:
             ValueError: the content is not what the name says.
             ImportError: a ``.parquet`` file, and pyarrow is not installed.
         """
-        suffix = "" if self.path is None else self.path.suffix
+        suffix = "" if self.path is None else suffix_of(self.path)
         if suffix == ".parquet":
             yield from self._rows_of_parquet()
             return

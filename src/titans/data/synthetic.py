@@ -74,8 +74,10 @@ def mqar_accuracy(logits: Tensor, labels: Tensor) -> float:
         labels: int64 ``[B, T]`` as :func:`mqar_batch` returns them; -100 is left out.
 
     Raises:
-        ValueError: no label is left to score.
+        ValueError: the shapes do not fit, or no label is left to score.
     """
+    if logits.dim() != 3 or labels.shape != logits.shape[:2]:
+        raise ValueError(f"labels: must be [B, T] of logits {list(logits.shape)}, got {list(labels.shape)}")
     targets = labels[:, 1:]
     asked = targets != IGNORED
     if not asked.any():

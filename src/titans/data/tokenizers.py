@@ -152,8 +152,15 @@ class HuggingFaceTokenizer:
         return ids, np.diff(byte_positions(text)[np.maximum.accumulate(ends)], prepend=0)
 
     def _encode(self, text: str) -> tuple[np.ndarray, Encoding, np.ndarray]:
-        """Ids, the library's own result, and the token there that each id comes from."""
-        encoding = self._backend.encode(text, add_special_tokens=False)
+        """Ids, the library's own result, and the token there that each id comes from.
+
+        Raises:
+            ValueError: the vocabulary has no token for something in the text, not even one for unknown words.
+        """
+        try:
+            encoding = self._backend.encode(text, add_special_tokens=False)
+        except Exception as error:  # the library raises bare Exception where it has no token for a text
+            raise ValueError(f"tokenizer: {self.path} has no tokens for {text[:40]!r}: {error}") from error
         ids = np.array(encoding.ids, dtype=np.int32)
         pieces = np.ones_like(ids)
         special = np.flatnonzero(np.isin(ids, list(self._spelled)))

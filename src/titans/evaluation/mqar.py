@@ -25,6 +25,7 @@ from titans.data import Tokenizer, mqar_batch
 from titans.data.synthetic import FILLER
 from titans.evaluation.reading import device_of, piece_length
 from titans.evaluation.task import IGNORED, NotMeasurable, Record, mean_score
+from titans.models.generation import check_logits
 
 POWER = 0.01
 
@@ -120,6 +121,7 @@ def answered_right(model: Any, ids: Tensor, labels: Tensor) -> tuple[Tensor, Any
         out = model(part, state=state, logits_to_keep=0 if asked else 1)
         state = out.state
         if asked:
+            check_logits(out.logits)
             right += ((out.logits.argmax(-1) == wanted) & (wanted != IGNORED)).sum(1)
     return right, state
 

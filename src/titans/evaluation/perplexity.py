@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from titans.models import TitansModel
-from titans.names import unknown
+from titans.models.generation import check_logits
+from titans.names import check_kind, unknown
 
 MemoryMode = Literal["on", "reset", "off"]
 
@@ -31,7 +32,9 @@ def nats_by_position(
         float64 [T - 1] in nats: entry t is the loss of predicting token t + 1.
 
     Raises:
-        ValueError: there is no batch, ``segment`` is below 1, or ``memory`` is none of the three.
+        ValueError: there is no batch, one of another shape, ``segment`` is no number from 1 on, or ``memory`` is none
+            of the three.
+        FloatingPointError: the model's logits are not finite.
     """
     was_training = model.training
     model.eval()
@@ -39,6 +42,8 @@ def nats_by_position(
     try:
         for batch in batches:
             found = nats_of_rows(model, batch, segment=segment, memory=memory)[0].sum(0)
+            if total is not None and len(found) != len(total):
+                raise ValueError(f"batches must all have the same T, got {len(total) + 1} and {len(found) + 1}")
             total = found if total is None else total + found
             rows += batch.shape[0]
     finally:
@@ -51,6 +56,10 @@ def nats_by_position(
 @torch.no_grad()
 def nats_of_rows(model: TitansModel, ids: Tensor, *, segment: int, memory: MemoryMode = "on") -> tuple[Tensor, int]:
     """As `nats_by_position` for each row by itself, float64 [B, T - 1]; and the bytes of a row's state at the end."""
+    check_kind("batches", ids, Tensor, "tensors [B, T]")
+    if ids.dim() != 2 or 0 in ids.shape:
+        raise ValueError(f"batches must be non-empty [B, T], got {list(ids.shape)}")
+    check_kind("segment", segment, int, "an integer")
     if segment < 1:
         raise ValueError(f"segment must be at least 1, got {segment}")
     if memory not in get_args(MemoryMode):  # a misspelt "reset" would read on and show no difference
@@ -62,6 +71,7 @@ def nats_of_rows(model: TitansModel, ids: Tensor, *, segment: int, memory: Memor
         store = torch.zeros_like(part) if memory == "off" else None
         out = model(part, state=state, store_mask=store)
         logits = out.logits if last is None else torch.cat((last, out.logits), 1)
+        check_logits(out.logits)
         state, last = out.state, out.logits[:, -1:]
         pieces.append(_nats(logits[:, :-1], part[:, part.shape[1] - logits.shape[1] + 1 :]))
     return torch.cat(pieces, 1), 0 if state is None else state.nbytes // len(ids)

@@ -14,7 +14,8 @@ from titans.files import write_whole
 
 def write_report(results: dict[str, Any], folder: Path) -> None:
     """Write all three; each appears whole."""
-    write_whole(folder / "results.json", lambda path: path.write_text(json.dumps(results, indent=1) + "\n"))
+    text = json.dumps(results, indent=1) + "\n"
+    write_whole(folder / "results.json", lambda path: path.write_text(text, encoding="utf-8"))
     write_whole(folder / "table.md", lambda path: path.write_text(table(results), encoding="utf-8"))
     if any("score" in cell and cell["task"] != "ppl" for cell in results["cells"]):
         write_whole(folder / "heatmap.png", lambda path: plot_heat_maps(results, path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from pathlib import Path
 from random import Random
 
 from titans.data import load_documents
+from titans.data.corpora import walk_files
 from titans.evaluation.task import EvaluationError
 
 ESSAYS = "essays"
@@ -64,8 +66,11 @@ def running_text(source: str = "stdlib", split: str = "validation") -> RunningTe
 
 def stamps(source: str) -> tuple[tuple[str, int, int], ...]:
     """Of the files that a user's ``source`` names: what changes when one of them is written."""
-    path = Path(str(source)).expanduser()
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    path = Path(os.path.expanduser(str(source)))
+    try:
+        files = sorted(walk_files(path)) if path.is_dir() else [path]
+    except (ValueError, OSError) as error:
+        raise EvaluationError(f"text: {error}") from error
     told = ((str(file), file.stat()) for file in files if file.is_file())
     return tuple((name, at.st_mtime_ns, at.st_size) for name, at in told)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,7 +16,7 @@ from titans.miras import MirasConfig
 from titans.miras.config import resolve_miras
 from titans.models.registry import MIXERS
 from titans.models.yaml_text import parse_yaml
-from titans.names import path_of, unknown
+from titans.names import each_key_once, path_of, unknown
 
 MODEL_TYPE = "titans"  # what a model folder's config.json calls itself
 FREE = ("gradient_checkpointing", "max_seq_len", "lr")  # what changes nothing that a built model computes
@@ -141,8 +142,7 @@ class TitansConfig(CheckedModel):
             return values
         if values["model_type"] != MODEL_TYPE:
             raise ValueError(f"model_type must be {MODEL_TYPE!r}, got {values['model_type']!r}")
-        values = values.get("titans") or values  # older folders of transformers' kept our fields under this name
-        return {name: values[name] for name in cls.model_fields if name in values}
+        return fields_of_folder(values)
 
     @field_validator("variant")
     @classmethod
@@ -279,7 +279,7 @@ class TitansConfig(CheckedModel):
         """
         copy = super().model_copy(update=update, deep=deep)
         if update:
-            type(self).model_validate(dict(copy.__dict__))
+            copy.__dict__.update(type(self).model_validate(dict(copy.__dict__)).__dict__)  # "32" is 32 now
         copy._frozen = False
         return copy
 
@@ -302,7 +302,7 @@ class TitansConfig(CheckedModel):
 
     def to_json(self, path: str | Path) -> None:
         """Write the configuration as JSON."""
-        path_of("path", path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        path_of("path", path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def from_json(cls, path: str | Path) -> TitansConfig:
@@ -320,7 +320,7 @@ class TitansConfig(CheckedModel):
 
     def to_yaml(self, path: str | Path) -> None:
         """Write the configuration as YAML."""
-        path_of("path", path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
+        path_of("path", path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> TitansConfig:
@@ -337,16 +337,24 @@ class TitansConfig(CheckedModel):
         return cls.from_dict(_mapping(values, path))
 
 
+def fields_of_folder(values: dict[str, Any]) -> dict[str, Any]:
+    """Our own fields of a model folder's ``config.json``.
+
+    Raises:
+        ValueError: there is something else in their place.
+    """
+    told = values if values.get("titans") in (None, {}) else values["titans"]  # where older folders kept them
+    if not isinstance(told, dict):
+        raise ValueError(f"titans must be a mapping of settings, got {told!r:.60}")
+    fields = TitansConfig.model_fields
+    for name in told:  # no word of transformers' is spelt like a field that the file leaves out
+        close = get_close_matches(str(name), set(fields) - set(told), n=1, cutoff=0.8)
+        if close and name not in fields:
+            raise ValueError(f"{name}: unknown key, did you mean {close[0]!r}?")
+    return {name: told[name] for name in fields if name in told}
+
+
 def _mapping(values: Any, path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
     return values
-
-
-def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A mapping of JSON (``object_pairs_hook``); a ValueError where a key is given twice."""
-    told = dict(pairs)
-    if len(told) < len(pairs):
-        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-        raise ValueError(f"{twice[:100]!r} is given twice")
-    return told

@@ -181,12 +181,19 @@ def _ends(eos_token_id: int | Sequence[int] | None, vocab_size: int, device: tor
     return torch.tensor(ends, device=device)
 
 
+def check_logits(logits: Tensor) -> None:
+    """Raise a FloatingPointError unless every position's largest logit is finite: what is made of the others is
+    noise."""
+    if not bool(torch.isfinite(logits.amax(-1)).all()):
+        raise FloatingPointError("the model's logits are not finite: its weights or its state are damaged or diverged")
+
+
 def sample(
     logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
 ) -> Tensor:
     """Draw one token per row from logits [B, V]."""
-    if logits.device.type == "cpu" and not bool(torch.isfinite(logits.amax(-1)).all()):
-        raise FloatingPointError("the model's logits are not finite: its weights or its state are damaged or diverged")
+    if logits.device.type == "cpu":  # elsewhere a look at every token means to wait
+        check_logits(logits)
     if temperature < LOWEST:
         return logits.argmax(-1)
     logits = (logits.float() - logits.amax(-1, keepdim=True)) / temperature

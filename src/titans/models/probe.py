@@ -53,10 +53,14 @@ def probe_memories(model: TitansModel, input_ids: Tensor, state: ModelState | No
         state: where the streams stand, all rows at the same place; None starts new ones.
 
     Raises:
-        ValueError: rows at different places, or a chunk does not close, so that nothing is written.
+        ValueError: ids of another shape, rows at different places, or a chunk does not close, so that nothing is
+            written.
     """
     if state is not None and len(set(state.seen)) > 1:
         raise ValueError(f"state must have all rows at the same place, got seen = {state.seen}")
+    if not isinstance(input_ids, Tensor) or input_ids.dim() != 2:
+        told = list(input_ids.shape) if isinstance(input_ids, Tensor) else type(input_ids).__name__
+        raise ValueError(f"input_ids must be a tensor [B, T], got {told}")
     memories = [module for module in model.modules() if isinstance(module, NeuralMemory)]
     if memories and input_ids.shape[1] < model.config.chunk_size:
         raise ValueError(

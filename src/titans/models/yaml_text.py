@@ -26,6 +26,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.add_constructor("tag:yaml.org,2002:binary", yaml.SafeLoader.construct_undefined)  # bytes are no setting
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -36,14 +37,42 @@ _Loader.add_implicit_resolver(
 )
 
 
+LARGEST = 100_000  # values of a text
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values that a node holds, what an alias stands for counted as often as it is named.
+
+    Raises:
+        yaml.YAMLError: more than `LARGEST`, or without end.
+    """
+    found = known.get(id(node))
+    if found is None:
+        known[id(node)] = LARGEST + 1  # of a node inside itself
+        parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+        inside = (part for item in parts for part in (item if isinstance(item, tuple) else (item,)))
+        found = known[id(node)] = 1 + sum(_size(part, known) for part in inside)
+    if found > LARGEST:
+        raise yaml.YAMLError(f"line {node.start_mark.line + 1} holds more than {LARGEST:,} values, aliases written out")
+    return found
+
+
 def parse_yaml(text: str) -> Any:
     """The value that a YAML (or JSON) text holds.
 
     Raises:
-        ValueError: it is none, or nested too deeply; in one line.
+        ValueError: it is none, nested too deeply, or too large once every alias is written out; in one line.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _size(node, {})
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:  # the others: a date of month 13, say

@@ -160,8 +160,9 @@ class Packing:
         return cls(order, mask, tuple(mask.sum(1).tolist()))
 
     def pack(self, x: Tensor) -> Tensor:
-        """x [B, T, ...] with every row's real tokens in front."""
-        return gather(x, self.order.cpu())
+        """x [B, T, ...] with every row's real tokens in front; where padding stood, some real token's values."""
+        padding = torch.arange(self.order.shape[1]) >= torch.tensor(self.counts).unsqueeze(1)
+        return gather(x, self.order.cpu().masked_fill(padding, -1))
 
     def unpack(self, x: Tensor) -> Tensor:
         """Undo ``pack`` and set padding to zero."""

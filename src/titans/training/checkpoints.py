@@ -2,7 +2,8 @@
 
 A checkpoint is complete when it has a ``manifest.json``, which is written last: the size and SHA-256 of every file, the
 step, the run, the number of processes and the fingerprint of the corpus. What differs from it by a single bit is no
-checkpoint.
+checkpoint. Until then a file ``begun`` in it says which run is writing. No folder is removed that neither says to be
+this run's, whatever its name.
 """
 
 import json
@@ -11,6 +12,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import Any
 from titans.data.corpora import RUN_MARK
 from titans.files import hash_file, open_to_umask, write_whole
 from titans.names import path_of
-from titans.training.config import ConfigError, TrainConfig, read_mapping
+from titans.training.config import SHARED_FIELDS, ConfigError, TrainConfig, read_mapping
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
@@ -27,6 +29,7 @@ CURVE_FILE = "curve.png"
 MEMORY_FILE = "memory.png"
 MODEL_DIR = "model"
 MANIFEST = "manifest.json"
+BEGUN = "begun"
 OUR_FILES = (CONFIG_FILE, METRICS_FILE, CURVE_FILE, MEMORY_FILE)
 
 # Settings of the training section that a resumed run may change: they do not move a single weight, except ``steps``,
@@ -111,7 +114,7 @@ def check_files(folder: Path, manifest: dict[str, Any]) -> None:
         Damaged: names the first one that differs.
     """
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    for name in sorted(there - {MANIFEST} - set(manifest["files"])):
+    for name in sorted(there - {MANIFEST, BEGUN} - set(manifest["files"])):
         raise Damaged(f"{folder / name} was not written with the checkpoint")
     for name, told in manifest["files"].items():
         path = folder / name
@@ -161,20 +164,31 @@ def find_checkpoint(output_dir: Path) -> Found:
     raise ConfigError(f"training.output_dir: {output_dir} holds no complete checkpoint to resume from{reasons}")
 
 
-def clear_the_way(folder: Path, run: str) -> None:
-    """Before a checkpoint is written: what a killed or damaged one of this run left there goes; another run's is moved
-    aside."""
-    if not folder.exists():
-        return
-    match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+def begin(folder: Path, run: str) -> None:
+    """Before a checkpoint is written: make its folder and mark it as the run's. What this run left there goes, anything
+    else is moved aside."""
+    if os.path.lexists(folder):
+        if _whose(folder) == run:
+            shutil.rmtree(folder)
+        else:
+            folder.rename(folder.with_name(f"{folder.name}.{secrets.token_hex(4)}"))
+    folder.mkdir(parents=True)
+    (folder / BEGUN).write_text(run, encoding="utf-8")
+
+
+def _whose(folder: Path) -> str | None:
+    """The run that wrote a checkpoint or was writing it; None where nothing says so."""
+    with suppress(Damaged, ValueError):
+        return read_manifest(folder, int(folder.name.removeprefix("checkpoint-")))["stamp"]["run"]
+    return _writer(folder)
+
+
+def _writer(folder: Path) -> str | None:
+    """The run that was writing a checkpoint when it was killed."""
     try:
-        foreign = match is not None and read_manifest(folder, int(match[1]))["stamp"]["run"] != run
-    except Damaged:
-        foreign = False
-    if foreign:
-        folder.rename(folder.with_name(f"{folder.name}.{secrets.token_hex(4)}"))
-    else:
-        shutil.rmtree(folder)
+        return (folder / BEGUN).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def finish(folder: Path, step: int, stamp: Stamp, keep: int) -> None:
@@ -182,24 +196,18 @@ def finish(folder: Path, step: int, stamp: Stamp, keep: int) -> None:
     (folder / MANIFEST).unlink(missing_ok=True)
     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads
     open_to_umask(folder)
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / BEGUN)
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": hash_file(path)} for path in paths
     }
     manifest: dict[str, Any] = {"step": step, "stamp": asdict(stamp), "files": files}
     manifest["hash"] = _hash(manifest)
     write_whole(folder / MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=1), encoding="utf-8"))
-    kept = 0
-    for number, other in _numbered(folder.parent):
-        if number > step:
-            continue
-        try:
-            ours = read_manifest(other, number)["stamp"]["run"] == stamp.run
-        except Damaged:
-            ours = True
-        kept += ours
-        if ours and kept > keep:
-            shutil.rmtree(other, ignore_errors=True)
+    (folder / BEGUN).unlink(missing_ok=True)
+    older = [other for number, other in _numbered(folder.parent) if number <= step and _whose(other) == stamp.run]
+    half = [other for other in older if _writer(other) is not None]
+    for other in half + [other for other in older if other not in half][keep:]:
+        shutil.rmtree(other, ignore_errors=True)
 
 
 def _hash(manifest: dict[str, Any]) -> str:
@@ -298,10 +306,10 @@ def _was_edited(path: Path) -> bool:
 def check_same(config: TrainConfig, path: Path) -> None:
     """Refuse to resume with a setting that would change what is computed."""
     before = TrainConfig.parse(read_mapping(path), origin=str(path)).to_dict()
-    now = config.to_dict()
+    now, shared = config.to_dict(), SHARED_FIELDS.values()  # the latter are told under their own section
     for section, fields in now.items():
         for field, value in fields.items():
-            if section == "training" and field in FREE_ON_RESUME:
+            if (section == "training" and field in FREE_ON_RESUME) or (section == "model" and field in shared):
                 continue
             if before[section][field] != value:
                 raise ConfigError(

@@ -10,7 +10,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from titans.models import TitansConfig
-from titans.models.config import MODEL_TYPE, MOST, CheckedModel
+from titans.models.config import MODEL_TYPE, MOST, CheckedModel, fields_of_folder
 from titans.models.yaml_text import parse_yaml
 from titans.names import path_of, suggestion
 from titans.ops.memory import Engine
@@ -202,8 +202,14 @@ class TrainConfig(Section):
         """Write ``to_dict`` as YAML."""
         path_of("path", path).write_text(self.to_text(), encoding="utf-8")
 
+    def check(self) -> None:
+        """Raise a ConfigError where fields that were assigned since do not fit each other: what one section says is
+        not looked at when a field of another is assigned."""
+        self.parse(self.to_dict())
+
     def to_text(self) -> str:
-        """``to_dict`` as YAML."""
+        """``to_dict`` as YAML, which can be read again: see `check`."""
+        self.check()
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
 
@@ -217,8 +223,10 @@ def load_model_config(path: str | Path, overrides: Sequence[str] = ()) -> Titans
     if "model" in raw:
         return TrainConfig.parse(raw, overrides, origin=str(path)).model
     if raw.get("model_type") == MODEL_TYPE:  # a model's folder says more than our fields; --set may not
-        told = raw["titans"] if isinstance(raw.get("titans"), dict) else raw
-        raw = {name: told[name] for name in TitansConfig.model_fields if name in told}
+        try:
+            raw = fields_of_folder(raw)
+        except ValueError as error:
+            raise ConfigError(f"{path}: {error}") from error
     return _validated(TitansConfig, raw, overrides, str(path))
 
 
@@ -309,7 +317,7 @@ def set_field(raw: dict[str, Any], override: str) -> None:
                 f"--set {_short(override, str)}: {'.'.join(parents[: depth + 1])} is {_short(node)}, it has no fields"
             )
     value = _parse_yaml(text, f"--set {_short(override, str)}")
-    if value is None and not parents and node.get(last) and last in TrainConfig.model_fields:
+    if not parents and node.get(last) and last in TrainConfig.model_fields:
         raise ConfigError(f"--set {_short(override, str)}: would drop every setting of {last}; name a field of it")
     node[last] = value
 

@@ -74,6 +74,7 @@ def train(
         NonFiniteError: the loss or a gradient was not finite; the last good step is saved.
         CheckpointError: a checkpoint could not be written.
     """
+    config.check()
     output = config.training.output_dir
     if os.path.isdir(output) and os.path.realpath(output) == os.path.realpath(config.data.source):
         raise ConfigError(f"training.output_dir: {output} is what data.source reads; take a folder in it, or another")

@@ -152,7 +152,7 @@ class TitansTrainer(Trainer):
         folder = Path(self.settings.output_dir) / f"checkpoint-{step}"
         try:
             if self.args.should_save:
-                checkpoints.clear_the_way(folder, self.stamp.run)
+                checkpoints.begin(folder, self.stamp.run)
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()

@@ -85,22 +85,33 @@ def _build(compiler: str) -> Path:
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / "scan.so"
         command += [str(HERE / "scan.cpp"), "-o", str(made), *links]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT)
+        _run(command)
         made.replace(target)  # in one step: another process may be doing the same
     return target
 
 
+def _run(command: list[str]) -> str:
+    """What a command says, in whatever language and encoding."""
+    done = subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT, encoding="utf-8", errors="replace")
+    return done.stdout
+
+
 def _key(command: list[str]) -> str:
     """Of all that the binary depends on: sources, flags, compiler, torch, and the processor's instructions."""
-    version = subprocess.run([command[0], "--version"], check=True, capture_output=True, text=True).stdout
-    told = [*command, version, torch.__version__, str(Path(torch.__file__).parent), _processor()]
-    told += [(HERE / name).read_text() for name in SOURCES]
+    told = [
+        *command,
+        _run([command[0], "--version"]),
+        torch.__version__,
+        str(Path(torch.__file__).parent),
+        _processor(),
+    ]
+    told += [(HERE / name).read_text(encoding="utf-8") for name in SOURCES]
     return hashlib.sha256("\0".join(told).encode()).hexdigest()[:24]
 
 
 def _processor() -> str:
     facts = Path("/proc/cpuinfo")
-    lines = facts.read_text().splitlines() if facts.exists() else []
+    lines = facts.read_text(encoding="utf-8", errors="replace").splitlines() if facts.exists() else []
     known = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
     return "\n".join(sorted(set(known))) or f"{platform.machine()} {platform.processor()}"
 
