@@ -36,12 +36,17 @@ TESTS = {
     "ops/memory/decode": "ops/test_decode.py models/test_decoding.py",
     "ops/memory/fused": "ops/test_chunk_engines.py ops/test_fused.py",
     "ops/memory/native": "ops/test_chunk_engines.py ops/test_native.py",
+    "ops/memory/native/build": "ops/test_native.py",
     "ops/memory/native/step": "models/test_decoding.py ops/test_decode.py",
+    "ops/memory/native/vectors": "models/test_decoding.py",
     "ops/memory/maps": "ops/test_chunk_engines.py ops/test_fused.py ops/test_native.py ops/test_memory_scan.py",
     "ops/memory/workspace": "ops/test_fused.py ops/test_native.py",
     "layers": "memory models/test_models.py models/test_states.py models/test_streaming_properties.py",
     "layers/decoding": "models/test_decoding.py models/test_models.py",
     "layers/attention": "ops/test_attention.py models/test_models.py models/test_packed.py",
+    "layers/convolution": "memory models/test_models.py models/test_packed.py models/test_states.py",
+    "layers/module": "test_seeds.py models/test_faces.py models/test_models.py",
+    "layers/vectors": "models/test_decoding.py",
 }
 SWAPS = {
     ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.Mult: ("*", "/"), ast.Div: ("/", "*"), ast.FloorDiv: ("//", "*"),

@@ -55,6 +55,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.usefixtures("not_under_nohup")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_signal_is_one_line_and_leaves_nothing_half_written(place, tmp_path, capsys, monkeypatch, command, number):
@@ -131,6 +132,7 @@ class Failing(io.StringIO):
         raise OSError(28, "No space left on device")
 
 
+@pytest.mark.usefixtures("not_under_nohup")
 def test_a_display_that_breaks_ends_no_command(place, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Failing())
     say("a word")

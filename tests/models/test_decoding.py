@@ -249,6 +249,16 @@ def test_no_layer_is_called_where_the_vectors_are_compiled(variant, monkeypatch)
     assert not called
 
 
+@pytest.mark.skipif(vectors.unavailable() is not None, reason="no compiler")
+@torch.no_grad()
+def test_a_memory_step_is_compiled_where_its_rule_is(monkeypatch):
+    model, x, called = small("LMM", chunk_size=16), ids(1, 9), []
+    state = model(x[:, 5:6], state=model(x[:, :5]).state).state
+    monkeypatch.setattr("titans.ops.memory.decode.step", lambda *a, **k: called.append(a))
+    model(x[:, 6:7], state=state)
+    assert not called
+
+
 @torch.no_grad()
 def test_hooks_and_other_layers_are_called_in_decoding_too():
     model, x = small("MAC"), ids(1, 9)

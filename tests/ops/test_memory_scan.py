@@ -17,6 +17,7 @@ from titans.ops.memory import (
     Rule,
     Tokens,
     check_finite,
+    chunked,
     memory_read,
     memory_scan,
     memory_trace,
@@ -93,6 +94,18 @@ def test_fast_engines_equal_reference(network, retention, engine):
     # Chunks of 8 as above: at 4 the recurrence of this draw is chaotic on the sphere, in every engine alike.
     tensors, miras = make(network, retention, tokens=23, extreme=True)
     check_engines_agree(tensors, miras, 8, engine)
+
+
+@pytest.mark.parametrize("engine", fast_engines())
+def test_a_fast_engine_does_runs_of_whole_chunks_at_once(engine, monkeypatch):
+    """Else it is as slow as the loop, and nobody notices."""
+    did, walk = [], chunked._Walk.run
+    monkeypatch.setattr(chunked._Walk, "run", lambda self, f, x: (did.append(x.q.shape[1]), walk(self, f, x))[1])
+    tensors, miras = make(tokens=23)
+    run(tensors, miras, 5, engine)
+    assert did == [20]
+    run(tensors, miras, 5, "chunked")
+    assert did == [20]
 
 
 def test_a_fast_engine_is_refused_where_it_does_not_know_the_rule():

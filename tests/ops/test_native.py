@@ -24,6 +24,13 @@ def test_states_between_those_that_are_kept(every, keep, monkeypatch):
     assert_same(case, x, call(run_chunks, case, x))
 
 
+def test_a_state_is_kept_every_64_tokens_or_every_chunk_of_more():
+    for size, every in ((1, 16), (16, 4), (64, 1), (128, 1)):
+        shape = native._Shape(1, 20, size, 8, 8, 0, 0, 0, 0, 1, 0)
+        assert native._plan(shape, True, 1 << 40) == (every, True)
+    assert native._plan(shape, False, 1 << 40) == (20, False), "no gradients, nothing to keep"
+
+
 @needs_compiler
 @pytest.mark.parametrize("name", ["anchored", "silu", "weight decay", "matrix"])
 def test_float32(name):

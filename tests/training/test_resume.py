@@ -354,6 +354,7 @@ def test_a_display_that_breaks_ends_no_run(make_config, whole, error):
     assert losses(config.training.output_dir) == losses(whole)
 
 
+@pytest.mark.usefixtures("not_under_nohup")
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
 def test_signals_stop_a_run_after_a_checkpoint(make_config, whole, number):
     config = make_config()
@@ -361,6 +362,13 @@ def test_signals_stop_a_run_after_a_checkpoint(make_config, whole, number):
     assert result.signal == number and (Path(config.training.output_dir) / "checkpoint-4" / "manifest.json").exists()
     train(config, resume=True, console=quiet())
     assert losses(config.training.output_dir) == losses(whole)
+
+
+@pytest.mark.usefixtures("not_under_nohup")
+def test_under_nohup_a_hang_up_stops_nothing(make_config):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    result = train(make_config(), console=quiet(), callbacks=[AtStep(4, lambda _: signal.raise_signal(signal.SIGHUP))])
+    assert result.signal is None and result.step == 8
 
 
 def test_auto_without_an_accelerator_is_the_cpu(make_config, monkeypatch):
