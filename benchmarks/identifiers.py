@@ -4,8 +4,9 @@ read.
 Held-out source files of the standard library are read up to the line in question, then the line up to a name's fourth
 letter is the prompt, and the likeliest bytes must be the rest of the name and nothing more. A name has at least eight
 letters, stood in the file before, and not in the last 200 bytes; it is new where it stands nowhere in the training
-files. Beside the shares of right answers stand the bits that a byte of the missing letters costs. ``on``: the memory of the text before the line; ``reset``: the same with the memory's weights back at their first
-values, while the attention's window goes on; ``off``: the prompt alone.
+files. Beside the shares of right answers stand the bits that a byte of the missing letters costs. ``on``: the memory
+of the text before the line; ``reset``: the same with the memory's weights back at their first values, while the
+attention's window goes on; ``off``: the prompt alone.
 ``python benchmarks/identifiers.py --model models/reader``
 """
 
