@@ -33,7 +33,7 @@ FILES = {
     "stability",
 }
 LIBRARIES = {"vector_recall", "evidence_report", "lasting_report", "on_gpu"}
-NAMED = {"comparisons", "eval_perplexity"}  # what the command knows by name
+NAMED = {"babilong", "comparisons", "eval_perplexity", "scaling_analysis"}  # what the command knows by name
 REAL_SCALES = dict(SCALES)
 
 
@@ -164,7 +164,7 @@ def test_rows_of_recall_say_any_setting(console, tmp_path):
     assert (unit.settings.model.variant, unit.settings.model.chunk_size, unit.settings.steps) == ("MAC", 4, 3)
     report = run(work, console)
     # All three steps are warm-up: nothing is said of the gradients after it.
-    assert [*report.summary["mac"]] == ["accuracy@16", "accuracy@32", "parameters"]
+    assert [*report.summary["mac"]] == ["accuracy@16", "accuracy@32", "state", "parameters"]
     assert len(report.records[0]["raw"]["losses"]) == 3
     half = study("recall").arms("tiny", set=("model.theta_max=0.01",))
     assert list(half) == ["LMM", "MAC", "MAG", "MAL", "swa"] and half["LMM"].model.theta_max == 0.01
