@@ -1,6 +1,6 @@
 """Is a fact found again when the text grows? BABILong-style questions, asked far beyond the length of training.
 
-``titans experiment babilong --scale tiny --max-context 16384`` trains a MAG, a MAC and the opponents on short texts;
+``titans experiment babilong --scale tiny --max-context 16384`` trains a MAG and the opponents on short texts;
 with ``--model models/finder`` a finished model is asked instead, about all five kinds of worlds.
 """
 
@@ -21,18 +21,17 @@ from titans.training import ConfigError, TrainConfig
 from titans.training.data import load_saved_tokenizer
 
 TRAINED_ON = "babilong_qa1"
-# Of the scale, where the questions want something else than its text models; times is how far beyond training they go.
+# What differs from the scale's text models.
 SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {"length": 256, "samples": 50, "training": {"steps": 500, "batch_size": 16, "save_every": 100}},
-    "small": {"length": 448, "samples": 100, "training": {"steps": 2000, "batch_size": 16, "save_every": 100}},
+    "tiny": {"length": 192, "samples": 50, "training": {"steps": 400, "batch_size": 20, "lr": 1e-2, "save_every": 100}},
+    "small": {"length": 256, "samples": 100, "training": {"steps": 3000, "batch_size": 16, "save_every": 100}},
     "medium": {"length": 1024, "samples": 100, "training": {"batch_size": 64}},
     "large": {"length": 2048, "samples": 100, "training": {"batch_size": 64}},
 }
-TIMES = 16
+TIMES = 16  # how far beyond training, unless --max-context says so
 MATRIX: dict[str, Any] = {"mem_layers": 1, "mem_heads": 1, "use_decay": False}  # as finder's, docs/results/needles.md
 ARMS: dict[str, dict[str, Any]] = {
     "mag": {"variant": "MAG", **MATRIX},
-    "mac": {"variant": "MAC", **MATRIX},
     "window": {"variant": "swa"},
     "transformer": {"variant": "transformer"},
 }
@@ -63,7 +62,7 @@ class Asked(BaseModel):
 def arms(
     scale: str, data: Path | None = None, model: Path | None = None, max_context: int | None = None
 ) -> dict[str, Asked]:
-    """The given model, or the four that are trained, of the size of the first."""
+    """The given model, or the three that are trained, of the size of the first."""
     chosen, source = SIZES[scale], str(data or "stdlib")
     length = chosen["length"]
     lengths = lengths_up_to(length, max_context or TIMES * length, 2)
@@ -76,7 +75,7 @@ def arms(
         given = GivenModel.of(model)
         return {given.name: Asked(**asked, tasks=GROUPS["babilong"], model=given.folder, weights=given.weights)}
     size = replace(SCALES[scale], training={**SCALES[scale].training, "eval_every": 0, **chosen["training"]})
-    section = {"source": source, "length": length, "tasks": {TRAINED_ON: 1}, "questions": 4}
+    section = {"source": source, "length": length, "tasks": {TRAINED_ON: 1}, "questions": 3}
     runs = {name: _run(size, section, fields) for name, fields in ARMS.items()}
     target = parameters(runs["mag"].model)
     for name, run in runs.items():
@@ -110,7 +109,7 @@ def unit(asked: Asked, seed: int, place: Workplace) -> Figures:
 
 EXPERIMENT = Experiment(
     name="babilong",
-    purpose="BABILong-style questions at growing lengths: MAG and MAC against attention of equal size, or --model.",
+    purpose="BABILong-style questions at growing lengths: MAG against attention of equal size, or --model.",
     arms=arms,
     unit=unit,
     columns={
@@ -120,5 +119,6 @@ EXPERIMENT = Experiment(
     },
     inputs=("data", "model", "max_context"),
     note="Trained on qa1 alone, at the shortest of the lengths; lengths are in bytes. Worlds and background are made "
-    "here, so nothing compares with the published set. One of six places is right by chance.",
+    "here, so nothing compares with the published set. One of six places is right by chance; naming the place of the "
+    "last fact, whoever it is about, is right in 47 % of whole stories.",
 )
