@@ -1,6 +1,6 @@
 """Experiments and studies. The command knows those listed here by name, the other files by their paths."""
 
-from experiments import comparisons, eval_perplexity
+from experiments import babilong, comparisons, eval_perplexity, scaling_analysis
 from experiments.framework import Experiment
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -12,5 +12,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         comparisons.TRAIN_ENWIK8,
         comparisons.TRAIN_WIKITEXT,
         eval_perplexity.EXPERIMENT,
+        babilong.EXPERIMENT,
+        scaling_analysis.EXPERIMENT,
     )
 }

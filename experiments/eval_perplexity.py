@@ -1,16 +1,13 @@
 """What is the memory worth, position by position? Memory on, reset at every segment, and never written."""
 
-import hashlib
-import re
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from experiments.framework.experiment import Column, Experiment, Figures, Workplace
 from experiments.framework.scales import SCALES, corpus, text_run
-from experiments.framework.text import bits_by_position, train_text, validation_streams
+from experiments.framework.text import GivenModel, bits_by_position, train_text, validation_streams
 from titans.evaluation import MemoryMode
-from titans.models import load_model
 from titans.training import TrainConfig
 from titans.training.config import DataSection
 from titans.training.data import load_saved_tokenizer
@@ -48,14 +45,9 @@ def arms(scale: str, data: Path | None = None, model: Path | None = None) -> dic
     streams = {"data": section, "windows": size.windows}
     if model is None:
         return {name: Buckets(**streams, run=text_run(size, text, name)) for name in TRAINED}
-    # What would fail when the model reads fails now.
-    tokenizer, vocabulary = load_saved_tokenizer(model), load_model(model).config.vocab_size
-    if tokenizer.vocab_size > vocabulary:
-        raise ValueError(f"--model: its tokenizer has {tokenizer.vocab_size} ids, the model knows {vocabulary}")
-    validation_streams(section, section.length, size.windows, tokenizer)
-    weights = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
-    name = re.sub(r"[^\w.-]+", "-", model.resolve().name)
-    return {name: Buckets(**streams, model=model.resolve(), weights=weights)}
+    given = GivenModel.of(model)
+    validation_streams(section, section.length, size.windows, load_saved_tokenizer(model))  # what would fail fails now
+    return {given.name: Buckets(**streams, model=given.folder, weights=given.weights)}
 
 
 def unit(settings: Buckets, seed: int, place: Workplace) -> Figures:

@@ -1,13 +1,15 @@
 """MQAR: does the memory recall pairs, and does it still at 64 times the training length?
 
 ``titans experiment experiments/recall.py --scale small --seeds 0,1,2``; one model, with any setting of `RecallTask`:
-``--row mac-half --set model.variant=MAC --set model.theta_max=0.0078125 --set steps=500``.
+``--row mac-half --set model.variant=MAC --set model.theta_max=0.0078125 --set steps=500``; in zoology's own setting:
+``--row transformer --set setting=zoology --set model.variant=transformer --set model.vocab_size=8192 --set length=256
+--set pairs=16`` (docs/results/mqar.md).
 """
 
 import copy
 
 from experiments.framework import SCALES, Column, Experiment, Figures, Workplace
-from experiments.framework.recall import RecallTask, score_recall, train_recall
+from experiments.framework.recall import RecallTask, score_recall, state_bytes, train_recall
 from experiments.framework.scales import parameters
 from titans.training.config import set_field
 
@@ -35,7 +37,8 @@ def unit(task: RecallTask, seed: int, place: Workplace) -> Figures:
     place.raw.update(told)
     accuracy = {f"accuracy@{length}": score_recall(model, task, length) for length in task.lengths}
     norms = told["gradient_norms"][task.warmup_steps :]
-    return {**accuracy, **({"norm": max(norms)} if norms else {}), "parameters": parameters(task.model)}
+    held = {"state": state_bytes(model, task, task.length), "parameters": parameters(task.model)}
+    return {**accuracy, **({"norm": max(norms)} if norms else {}), **held}
 
 
 EXPERIMENT = Experiment(
@@ -46,6 +49,7 @@ EXPERIMENT = Experiment(
     columns={
         "accuracy": Column("right answers", ".1%", "tokens"),
         "norm": Column("largest gradient norm after warm-up", ".2f", drawn=False),
+        "state": Column("bytes of state at the training length", ",.0f", drawn=False),
         "parameters": Column("parameters", ",.0f", drawn=False),
     },
     inputs=("row", "set"),

@@ -71,9 +71,9 @@ class Experiment:
         unit: ``unit(settings, seed, workplace)`` gives the figures of one unit. The name of a figure is a key of
             ``columns``, or ``key@x`` for one kind of figure at several x (lengths, shares of noise, conditions).
         columns: how each kind of figure is shown, in the order of the table and the picture.
-        inputs: names of the command's options that ``arms`` takes: "data" and "model" (a Path), "row" (a name: ``arms``
-            gives this one arm, and the report is about all rows that the output folder holds), "set" (changes of the
-            settings, a tuple of ``field.field=value``).
+        inputs: names of the command's options that ``arms`` takes: "data" and "model" (a Path), "max_context" (tokens),
+            "row" (a name: ``arms`` gives this one arm, and the report is about all rows that the output folder holds),
+            "set" (changes of the settings, a tuple of ``field.field=value``).
         note: a paragraph under the table.
         by_arm: figures are compared within an arm: arms as columns of the table and as panels of the picture.
         file: where it was loaded from; None if the command knows its name.

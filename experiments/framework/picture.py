@@ -36,7 +36,7 @@ def draw(report: Report, path: Path) -> None:
         axes = figure.add_subplot(1, len(panels), place)
         column = next(iter(experiment.columns.values())) if experiment.by_arm else experiment.columns[panel]
         xs = [*found[panel]]
-        form = ".0%" if column.form.endswith("%") else ".2f" if column.form.endswith("f") else column.form
+        form = ".0%" if column.form.endswith("%") else ".2f" if column.form == ".3f" else column.form
         draw_lines(axes, lines, xs, labels)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _, form=form: f"{value:{form}}"))
         axes.grid(alpha=0.3)

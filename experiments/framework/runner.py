@@ -81,9 +81,10 @@ def plan(
     words = ["titans", "experiment", str(experiment.file or experiment.name), "--scale", scale]
     words += ["--seeds", ",".join(map(str, seeds)), "--output", str(output)]
     for name, value in inputs.items():
+        option = f"--{name.replace('_', '-')}"
         if name not in experiment.inputs:
-            raise ValueError(f"--{name}: {experiment.name} takes none")
-        words += [word for one in (value if name == "set" else [value]) for word in (f"--{name}", str(one))]
+            raise ValueError(f"{option}: {experiment.name} takes none")
+        words += [word for one in (value if name == "set" else [value]) for word in (option, str(one))]
     if len(set(seeds)) != len(seeds) or not seeds:
         raise ValueError(f"--seeds: each seed once, got {','.join(map(str, seeds)) or 'none'}")
     check_ours(output, ("results.json", "table.md", "figure.png"), "units")

@@ -177,6 +177,20 @@ def equal_size(arms: Mapping[str, Comparison], like: str) -> dict[str, Compariso
     return found
 
 
+def lengths_up_to(first: int, most: int, times: int) -> tuple[int, ...]:
+    """``first``, each ``times`` the one before, and ``most``.
+
+    Raises:
+        ValueError: ``most`` is less than ``first``.
+    """
+    if most < first:
+        raise ValueError(f"--max-context: must be at least {first}, the length of training, got {most}")
+    found = [first]
+    while found[-1] * times < most:
+        found.append(found[-1] * times)
+    return tuple(dict.fromkeys([*found, most]))
+
+
 def parameters(config: TitansConfig) -> int:
     """Learned numbers of the model that ``config`` describes, without making it."""
     with torch.device("meta"):

@@ -1,6 +1,9 @@
 """A text model as part of a unit: trained once, gone on with after a break, measured from its saved weights."""
 
+import hashlib
 import math
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,6 +21,34 @@ from titans.training.data import load_saved_tokenizer
 from titans.training.plots import read_metrics
 
 READ_AT_ONCE = 2**14  # tokens
+
+
+@dataclass(frozen=True)
+class GivenModel:
+    """A finished model that is measured without training.
+
+    Args:
+        name: of its arm, after its folder.
+        folder: the whole path.
+        weights: SHA-256 of its weights.
+    """
+
+    name: str
+    folder: Path
+    weights: str
+
+    @classmethod
+    def of(cls, folder: Path) -> "GivenModel":
+        """The model of a folder, its tokenizer beside it.
+
+        Raises:
+            ValueError, OSError: it is none that can read its tokenizer's ids.
+        """
+        tokenizer, vocabulary = load_saved_tokenizer(folder), load_model(folder).config.vocab_size
+        if tokenizer.vocab_size > vocabulary:
+            raise ValueError(f"--model: its tokenizer has {tokenizer.vocab_size} ids, the model knows {vocabulary}")
+        weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        return cls(re.sub(r"[^\w.-]+", "-", folder.resolve().name), folder.resolve(), weights)
 
 
 def train_text(run: TrainConfig, seed: int, place: Workplace) -> Path:

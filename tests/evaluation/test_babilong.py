@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from titans.data import ByteTokenizer
-from titans.evaluation import EvaluationError, training_batch
+from titans.evaluation import EvaluationError, training_batch, worlds
 from titans.evaluation.babilong import Babilong, PublishedBabilong, only_label
 from titans.evaluation.running_text import running_text
 from titans.evaluation.task import NotMeasurable
-from titans.evaluation.worlds import OPPOSITE, STORIES
+from titans.evaluation.worlds import GIVERS, OPPOSITE, STORIES, THINGS
 
 MOVE = re.compile(r"(\w+) (?:went|went back|moved|journeyed|travelled) to the (\w+)\.")
 TAKE = re.compile(r"(\w+) (?:took|got|grabbed|picked up) the (\w+) there\.")
@@ -181,3 +181,16 @@ def test_an_unreachable_set_is_one_clear_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(EvaluationError, match="needs datasets"):
         task.count(ByteTokenizer(), 4096, 1)
+
+
+def test_a_world_in_which_nothing_can_be_given_any_more_begins_anew(monkeypatch):
+    """Seed 732: everything is dropped where all began, and everybody has left."""
+    move = worlds.World.move
+
+    def counted(self):
+        assert len(self.facts) < 1000, "without end"
+        return move(self)
+
+    monkeypatch.setattr(worlds.World, "move", counted)
+    story = STORIES["qa5"](Random(732))
+    assert len(story.facts) < worlds.LOST and story.answer in GIVERS + THINGS

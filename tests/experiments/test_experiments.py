@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from experiments import EXPERIMENTS
 from experiments.comparisons import expansion
 from experiments.framework import SCALES, plan, run
-from experiments.framework.recall import RecallTask, score_recall, train_recall
+from experiments.framework.recall import RecallTask, answers, score_recall, train_recall
 from experiments.framework.scales import match_parameters, parameters
 from experiments.framework.text import bits_by_position
 from titans.data import load_documents
@@ -19,6 +19,7 @@ from titans.miras import MLP
 from titans.models import TitansConfig, build_model, count_parameters, load_model
 
 NAMES = {"miras-variants", "memory-depth", "ablation", "train-enwik8", "train-wikitext", "eval-perplexity"}
+BY_LENGTH = {"babilong", "scaling-analysis"}  # test_lengths.py
 ON_DEFAULT_CORPUS = sorted(NAMES - {"train-enwik8", "train-wikitext"})
 REAL_SCALES = dict(SCALES)
 
@@ -39,11 +40,11 @@ def models_of(arm):
 
 
 def test_the_list_is_complete():
-    assert set(EXPERIMENTS) == NAMES
+    assert set(EXPERIMENTS) == NAMES | BY_LENGTH
     for name, experiment in EXPERIMENTS.items():
         assert experiment.name == name
         assert 20 < len(experiment.purpose) < 120
-        assert set(experiment.inputs) <= {"data", "model"}
+        assert set(experiment.inputs) <= {"data", "model", "max_context"}
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -200,3 +201,17 @@ def test_recall_training_learns_and_is_seeded():
     again, told_again = train_recall(task.model_copy(update={"steps": 1}), 0, lines.append)
     assert told_again["losses"] == told["losses"][:1]
     assert score_recall(again, task, 8) < 0.5
+
+
+@pytest.mark.parametrize("setting", [None, "zoology"])
+def test_what_is_asked_costs_what_the_model_says(setting):
+    torch.manual_seed(0)
+    config = TitansConfig(variant="LMM", vocab_size=32, d_model=16, n_layers=1, chunk_size=8, n_persistent=2)
+    task = RecallTask(model=config, length=24, pairs=3, setting=setting)
+    model, batch = build_model(config), task.batch(5, 24, torch.Generator().manual_seed(1))
+    logits, values = answers(model, *batch)
+    assert logits.shape == (15, 32) and bool((values >= 16).all())
+    own = model(batch[0], labels=batch[1]).loss
+    assert torch.nn.functional.cross_entropy(logits, values).item() == pytest.approx(own.item(), rel=1e-5)
+    fillers = {token for row in batch[0].tolist() for token in row[6:]}
+    assert (len(fillers) > 20) == (setting == "zoology")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import lasting_report
+from experiments import lasting_report, recall_report
 from experiments.framework import SCALES, load, plan, run
 from experiments.framework.scales import parameters
 from experiments.framework.text import bits_by_position
@@ -32,8 +32,8 @@ FILES = {
     "shift",
     "stability",
 }
-LIBRARIES = {"vector_recall", "evidence_report", "lasting_report", "on_gpu"}
-NAMED = {"comparisons", "eval_perplexity"}  # what the command knows by name
+LIBRARIES = {"vector_recall", "evidence_report", "lasting_report", "on_gpu", "recall_report"}
+NAMED = {"babilong", "comparisons", "eval_perplexity", "scaling_analysis"}  # what the command knows by name
 REAL_SCALES = dict(SCALES)
 
 
@@ -164,10 +164,28 @@ def test_rows_of_recall_say_any_setting(console, tmp_path):
     assert (unit.settings.model.variant, unit.settings.model.chunk_size, unit.settings.steps) == ("MAC", 4, 3)
     report = run(work, console)
     # All three steps are warm-up: nothing is said of the gradients after it.
-    assert [*report.summary["mac"]] == ["accuracy@16", "accuracy@32", "parameters"]
+    assert [*report.summary["mac"]] == ["accuracy@16", "accuracy@32", "state", "parameters"]
     assert len(report.records[0]["raw"]["losses"]) == 3
     half = study("recall").arms("tiny", set=("model.theta_max=0.01",))
     assert list(half) == ["LMM", "MAC", "MAG", "MAL", "swa"] and half["LMM"].model.theta_max == 0.01
+
+
+def test_rows_in_zoologys_setting_are_reported(tmp_path, monkeypatch, capsys):
+    words = ["experiment", str(FOLDER / "recall.py"), "--output", str(tmp_path / "out"), "--set", "setting=zoology"]
+    words += ["--set", "length=16", "--set", "pairs=2"]
+    assert main([*words, "--row", "mag-16", "--set", "model.variant=MAG"]) == 0
+    assert main([*words, "--row", "transformer-16", "--set", "model.variant=transformer"]) == 0
+    capsys.readouterr()
+    picture = tmp_path / "picture.png"
+    monkeypatch.setattr(sys, "argv", ["x", "--folder", str(tmp_path / "out" / "units"), "--picture", str(picture)])
+    assert recall_report.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| row | tokens | pairs | right |") and len(lines) == 4
+    cells = {line.split(" | ")[0]: line.strip("| ").split(" | ") for line in lines[2:]}
+    state = 2 * 16 * 16 * 4 / 1000  # keys and values of 16 tokens in one layer of width 16
+    row = cells["| transformer"]
+    assert row[1:3] == ["16", "2"] and row[-1] == "2" and state <= float(row[5]) < 2 * state
+    assert picture.stat().st_size > 10_000
 
 
 def test_a_cache_finds_what_the_window_forgot(corpus, console, tmp_path, monkeypatch):

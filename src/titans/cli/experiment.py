@@ -30,6 +30,7 @@ def experiment(
     ] = None,
     data: Annotated[Path | None, typer.Option(exists=True, help="Corpus: a local file or folder.")] = None,
     model: Annotated[Path | None, typer.Option(exists=True, help="Folder of a saved model.")] = None,
+    max_context: Annotated[int | None, typer.Option(min=2, help="Tokens of the longest text that is read.")] = None,
     row: Annotated[str | None, typer.Option(help="Run one row of this name, as --set says.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a setting.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, max=512, help="CPU threads of torch.")] = None,
@@ -59,7 +60,7 @@ def experiment(
         raise BadInput(f"--row: expected letters, digits, -, _ and ., got {row!r}")
     if threads is not None:
         torch.set_num_threads(threads)
-    options = {"data": data, "model": model, "row": row, "set": tuple(set_ or ())}
+    options = {"data": data, "model": model, "max_context": max_context, "row": row, "set": tuple(set_ or ())}
     inputs = {option: value for option, value in options.items() if value}
     with checking_input():
         chosen = EXPERIMENTS[name] if name in EXPERIMENTS else load(Path(name))

@@ -32,11 +32,11 @@ def table(results: dict[str, Any]) -> str:
     if scored:
         heading = [f"accuracy in %, ± standard error, {samples} samples each", *map(shown_length, lengths)]
         rows = [[task, *(_accuracy(scored, task, length) for length in lengths)] for task in _names(scored)]
-        parts.append(_markdown(heading, rows))
+        parts.append(markdown_table(heading, rows))
     for cell in (cell for cell in found if cell["task"] == "ppl"):
         parts.append(_perplexity(cell))
     states = [[task, *(_state(found, task, length) for length in lengths)] for task in _names(found)]
-    parts.append(_markdown(["bytes of state per stream", *map(shown_length, lengths)], states))
+    parts.append(markdown_table(["bytes of state per stream", *map(shown_length, lengths)], states))
     notes = []
     for note in dict.fromkeys(results["notes"].values()):
         notes.append(f"- {', '.join(task for task, own in results['notes'].items() if own == note)}: {note}")
@@ -71,7 +71,7 @@ def _perplexity(cell: dict[str, Any]) -> str:
     heading = [f"ppl at {shown_length(cell['length'])}, {cell['samples']} windows, stride {cell['stride']:,}"]
     heading += [f"bits per byte, memory {mode}" for mode in modes] + [f"perplexity, memory {mode}" for mode in modes]
     rows = [(f"positions {span}", figures) for span, figures in cell["by_position"].items()] + [("all", cell["memory"])]
-    return _markdown(
+    return markdown_table(
         heading,
         [
             [
@@ -84,6 +84,7 @@ def _perplexity(cell: dict[str, Any]) -> str:
     )
 
 
-def _markdown(heading: list[str], rows: list[list[str]]) -> str:
+def markdown_table(heading: list[str], rows: list[list[str]]) -> str:
+    """A table whose first column is text and whose others are numbers."""
     lines = [heading, ["---", *("--:" for _ in heading[1:])], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -15,6 +15,9 @@ PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
 THINGS = ("apple", "football", "milk")
 PEOPLE = ("Daniel", "John", "Mary", "Sandra")
 GIVERS = ("Bill", "Fred", "Jeff", "Mary")
+LOST = 200
+"""Facts after which a world in which nothing was given begins anew: all things may lie where its people began, and none
+of them ever goes back there."""
 OPPOSITE = {"north": "south", "south": "north", "east": "west", "west": "east"}
 
 MOVES = ("went to", "went back to", "moved to", "journeyed to", "travelled to")
@@ -183,6 +186,8 @@ def who_gave_what(random: Random) -> Story:
     world = World(random, GIVERS, start="")
     events = random.randint(2, 10)
     while len(world.facts) < events or world.given is None:
+        if len(world.facts) == LOST:
+            world = World(random, GIVERS, start="")
         world.happen(world.move, world.take, world.give, world.drop)
     giver, thing, taker = world.given
     possible = (
