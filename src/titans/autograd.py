@@ -27,21 +27,31 @@ def hand_written(backward: Callable[..., Any]) -> Callable[..., Any]:
     return once_differentiable(exact)
 
 
-class _Once(torch.autograd.Function):
+class _Same(torch.autograd.Function):
+    """x; as transforms of `torch.func` and forward mode take it, too."""
+
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(x: Tensor) -> Tensor:  # type: ignore[override]
         return x.view_as(x)
 
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def jvp(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        return x.view_as(x)
+
+
+class _Once(_Same):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
         return _Twice.apply(grad) if torch.is_grad_enabled() and grad.requires_grad else grad  # type: ignore[return-value]
 
 
-class _Twice(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-        return grad.view_as(grad)
-
+class _Twice(_Same):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
         raise RuntimeError("a neural memory can be differentiated once: its gradients have no gradients")

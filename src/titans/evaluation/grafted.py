@@ -135,13 +135,13 @@ class GraftedModel(GenerationMixin, nn.Module):
             return
         last = self.config.vocab_size - 1
         for name, x in (("input_ids", ids), ("labels", labels)):
-            wrong = () if x is None else x[((x < 0) | (x > last)) & ((x != -100) | (x is ids))]
+            wrong: Any = () if x is None else x[((x < 0) | (x > last)) & ((x != -100) | (x is ids))]
             if len(wrong):
                 raise ValueError(f"{name} must lie in 0..{last}, got {int(wrong[0])}")
         for name, mask in masks.items():
-            wrong = () if mask is None else mask[(mask != 0) & (mask != 1)]
-            if len(wrong):
-                raise ValueError(f"{name} must hold 1 for tokens and 0 for none, got {wrong[0].item()}")
+            found: Any = () if mask is None else mask[(mask != 0) & (mask != 1)]
+            if len(found):
+                raise ValueError(f"{name} must hold 1 for tokens and 0 for none, got {found[0].item()}")
 
 
 def read_graft(folder: Path) -> GraftedModel:

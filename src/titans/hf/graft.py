@@ -179,8 +179,8 @@ def _told(told: Any, where: str | Path) -> dict[str, Any]:
 
 def _mark(model: PreTrainedModel) -> str:
     """Tells a pretrained model from others: by some rows of its embedding, in the precision that all copies have."""
-    rows = model.get_input_embeddings().weight[:256].detach().to(torch.bfloat16)
-    return hash_tensors({"embedding": rows}, {})
+    weight: Any = model.get_input_embeddings().weight
+    return hash_tensors({"embedding": weight[:256].detach().to(torch.bfloat16)}, {})
 
 
 @cache

@@ -28,6 +28,7 @@ from titans.models.generation import GenerationMixin
 from titans.models.loss import check_items, mean_nats, targets_of
 from titans.models.memorize import MemorizeMixin
 from titans.models.state import ModelState, Origin, check_shapes, hash_weights, shapes_of
+from titans.names import check_kind
 from titans.ops.memory import Engine, check_engine, check_finite, pick
 from titans.ops.memory.scan import check_range
 from titans.ops.place import Place
@@ -330,8 +331,7 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
         if (ids is None) == (embeds is None):
             raise ValueError(f"give input_ids or inputs_embeds, got {'neither' if ids is None else 'both'}")
         if embeds is not None:
-            if not isinstance(embeds, Tensor):
-                raise ValueError(f"inputs_embeds must be a tensor, got {type(embeds).__name__}")
+            check_kind("inputs_embeds", embeds, Tensor, "a tensor")
             if embeds.dim() != 3 or 0 in embeds.shape or embeds.shape[2] != self.config.d_model:
                 raise ValueError(
                     f"inputs_embeds must be a non-empty [B, T, {self.config.d_model}], got {list(embeds.shape)}"
@@ -359,8 +359,7 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
         return self.embedding(ids)
 
     def _check(self, x: Tensor, labels: Tensor | None, state: ModelState | None, keep: int) -> None:
-        if labels is not None and not isinstance(labels, Tensor):
-            raise ValueError(f"labels must be a tensor, got {type(labels).__name__}")
+        check_kind("labels", labels, (Tensor, type(None)), "a tensor")
         if labels is not None and labels.shape != x.shape[:2]:
             raise ValueError(f"labels must have input_ids' shape {list(x.shape[:2])}, got {list(labels.shape)}")
         if labels is not None and labels.dtype not in (torch.int64, torch.int32):
@@ -396,5 +395,6 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
             raise ValueError("state was made by a model with other weights")
         if "layers" in vars(state) and not torch.compiler.is_compiling():
             if self._like is None:
-                torch.no_grad()(self)(torch.zeros((1, 1), dtype=torch.int64, device=self.embedding.weight.device))
+                with torch.no_grad():
+                    self.forward(torch.zeros((1, 1), dtype=torch.int64, device=self.embedding.weight.device))
             check_shapes(state.layers, self._like or (), state.rows)
