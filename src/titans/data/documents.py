@@ -112,7 +112,7 @@ def _check_ids(ids: np.ndarray, n_bytes: np.ndarray, vocab_size: int) -> None:
         if not isinstance(values, np.ndarray) or values.dtype.kind not in "iu" or values.shape != (len(ids),):
             told = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
             raise ValueError(f"tokenizer: {name} must be an array of integers [{len(ids)}], got {told}")
-    for wrong in (ids.min(), ids.max()):
+    for wrong in (ids.max(), ids.min()):
         if not 0 <= wrong < vocab_size:
             raise ValueError(f"tokenizer: gives id {wrong}, but its vocab_size is {vocab_size}")
     if n_bytes.min() < 0:

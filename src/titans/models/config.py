@@ -279,7 +279,8 @@ class TitansConfig(CheckedModel):
         """
         copy = super().model_copy(update=update, deep=deep)
         if update:
-            copy.__dict__.update(type(self).model_validate(dict(copy.__dict__)).__dict__)  # "32" is 32 now
+            checked = type(self).model_validate(dict(copy.__dict__))
+            object.__setattr__(copy, "__dict__", dict(checked.__dict__))  # "32" is 32 now
         copy._frozen = False
         return copy
 

@@ -24,7 +24,7 @@ def targets_of(labels: Tensor, mask: Tensor | None, documents: Tensor | None) ->
 
 
 def check_items(items: Any) -> None:
-    """Raise a ValueError unless ``num_items_in_batch`` is None or one finite number above 0; looked at on CPUs alone."""
+    """Raise a ValueError unless ``num_items_in_batch`` is None or one finite number above 0 (seen on CPUs alone)."""
     if isinstance(items, Tensor):
         seen = items.device.type == "cpu" and not torch.compiler.is_compiling()
         wrong = items.numel() != 1 or (seen and not 0 < items.item() < math.inf)
