@@ -6,12 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from chunk_cases import Case, arguments, assert_same, call, expected
+from chunk_cases import HIDDEN, Case, arguments, assert_same, bound, call, expected
 from helpers import assert_close
 from titans.miras import GatedMLP, Huber, KLRetention, MirasConfig, Muon
 from titans.ops.memory import fused, workspace
 from titans.ops.memory.chunk_rule import ChunkRule, unsupported
 from titans.ops.memory.fused import run_chunks
+from titans.ops.memory.fused_segment import kept_layout
 
 
 @pytest.mark.parametrize("chunks", [1, 2, 3, 5])
@@ -22,6 +23,14 @@ def test_any_cut_into_segments(chunks, keep, monkeypatch):
     plan = fused._plan
     monkeypatch.setattr(fused, "_plan", lambda *given: replace(plan(*given), chunks=chunks, keep=keep))
     assert_same(case, x, call(run_chunks, case, x))
+
+
+def test_no_more_states_are_kept_than_a_backward_needs():
+    case = Case(chunks=7)
+    x = arguments(case)
+    for keep, states in ((True, 8), (False, 2)):
+        shapes = kept_layout(bound(case, x), 7, keep, x["q"], HIDDEN, True).shapes
+        assert {shape[0] for name, shape in shapes.items() if name.startswith(("weight", "momentum"))} == {states}
 
 
 def test_float32():
