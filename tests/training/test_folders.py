@@ -94,6 +94,7 @@ def test_a_process_that_does_not_know_titans_opens_it_with_trust_remote_code(fol
 
 
 def test_the_commands_say_the_same_of_every_folder(folders, corpus, tmp_path, capsys):
+    pytest.importorskip("wonderwords")
     said, measured = set(), []
     for name, folder in folders.items():
         words = ["--prompt", "the memory", "--max-new-tokens", "9", "--seed", "1"]

@@ -1,6 +1,7 @@
 """transformers' Trainer with our optimizer, schedule, data order, evaluation and watch for non-finite values."""
 
 import inspect
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ class TitansTrainer(Trainer):
         if settings.carry_state:
             self.carried = CarriedStates(settings.carry_turns, settings.gradient_accumulation)
         self._probed: dict[str, Any] = {}  # until the step is logged
+        self._norm: Tensor | float = math.nan  # of the step's gradient, before clipping
         self._inputs: dict[str, Any] = {}  # of the last forward pass in training
         self.stamp = checkpoints.Stamp("", 1, {})  # of the run; set before it begins
         super().__init__(**kwargs)
@@ -74,7 +76,8 @@ class TitansTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Hand the numbers to the callbacks; the metrics file is the history, not ``trainer_state.json``."""
         if "loss" in logs:
-            logs, self._probed = {**logs, **self._probed}, {}
+            # transformers 5.0 leaves the norm out where nothing is clipped.
+            logs, self._probed = {"grad_norm": float(self._norm), **logs, **self._probed}, {}
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:
@@ -86,6 +89,7 @@ class TitansTrainer(Trainer):
         self._check("loss", loss, lambda: finite.first_bad_activation(model, self._inputs))
         if self.accelerator.sync_gradients:
             norm = nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
+            self._norm = norm
             self._check("gradient norm", norm, lambda: finite.first_bad_gradient(self.network))
             if self.settings.probe_every and (self.state.global_step + 1) % self.settings.probe_every == 0:
                 with self.accelerator.autocast():
