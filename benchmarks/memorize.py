@@ -34,10 +34,11 @@ def resident() -> int:
 
 class Watch:
     """Looks after every piece; every ``every``-th time it also reads a ready-made piece of ids with the bare model, and
-    after sixteen of these has freed memory given back and looks again."""
+    some twenty times of ``tokens`` it has freed memory given back and looks again."""
 
-    def __init__(self, model, every: int):
+    def __init__(self, model, every: int, tokens: int):
         self.model, self.every = model, every
+        self.give_back = max(1, tokens // piece_length(model) // every // 20) * every
         ids = np.random.default_rng(0).integers(model.config.vocab_size, size=(1, piece_length(model)))
         self.ids, self.state = torch.from_numpy(ids), None
         self.bytes: list[int] = []
@@ -54,7 +55,7 @@ class Watch:
             seconds = time.process_time() - begun
             self.own[0] += self.ids.shape[1]
             self.own[1] += seconds
-            if len(self.bytes) % (16 * self.every) == 0:
+            if len(self.bytes) % self.give_back == 0:
                 ctypes.CDLL(None).malloc_trim(0)
                 self.held.append(resident())
             self.aside += time.process_time() - begun
@@ -62,7 +63,7 @@ class Watch:
 
 def by_tenths(series: list[int]) -> list[int]:
     """The greatest of each tenth."""
-    return [int(part.max()) for part in np.array_split(series, 10)]
+    return [int(part.max()) for part in np.array_split(series, 10) if part.size]
 
 
 def main() -> None:
@@ -81,7 +82,7 @@ def main() -> None:
             for at in range(0, size, len(text)):
                 file.write(text[: size - at])
         del text
-        watch = Watch(model, given.every)
+        watch = Watch(model, given.every, size)
         begun = time.process_time()
         job = Job((str(source),), Path(folder) / "memory", save_every=given.save_every)
         file = memorize_files(model, tokenizer, job, watch.tell)
