@@ -306,14 +306,6 @@ def test_writers_that_fail_leave_what_was_there(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "old"
 
 
-def test_links_loops_and_pipes_in_a_corpus_are_left_alone(tmp_path):
-    (tmp_path / "a.txt").write_text("abc " * 100)
-    (tmp_path / "loop").symlink_to(tmp_path)
-    (tmp_path / "dangling.txt").symlink_to("/nowhere/x.txt")
-    os.mkfifo(tmp_path / "pipe.txt")
-    assert len(load_documents(tmp_path)) == 1
-
-
 def test_a_state_file_with_one_more_byte_or_a_link_to_itself(tmp_path):
     state().save(tmp_path / "s.st")
     with (tmp_path / "s.st").open("ab") as file:

@@ -133,7 +133,7 @@ def test_a_setting_is_changed_where_a_folder_is_opened(tmp_path, make, ids):
 
 @pytest.mark.parametrize(("word", "meant"), [("d_modle", "d_model"), ("hiden_size", "hidden_size"), ("foo", None)])
 def test_a_word_that_nobody_knows_is_refused_by_name(tmp_path, word, meant):
-    message = f"has no field '{word}'" + (f", did you mean '{meant}'" if meant else "$")
+    message = f"{word}.*did you mean '{meant}'" if meant else f"has no field '{word}'$"
     told = {"model_type": "titans", "semantics": SEMANTICS, word: 8}
     (tmp_path / "config.json").write_text(json.dumps(told))
     for read in (

@@ -200,7 +200,7 @@ def test_a_state_belongs_to_the_weights_that_made_it(tmp_path):
 
 
 def test_states_refuse_dtypes_that_hold_no_weights():
-    with pytest.raises(ValueError, match=r"floating-point dtype, got torch\.int8"):
+    with pytest.raises(ValueError, match=r"floating-point dtype of 16 to 64 bits, got torch\.int8"):
         small("LMM")(ids()).state.to(torch.int8)
 
 

@@ -61,7 +61,7 @@ def _run(words: list[str]) -> int:
         from titans.cli.app import app
     except ModuleNotFoundError as error:
         return _complain(missing_extra(error), 2)
-    for option, value in zip(words, [*words[1:], None], strict=True):
+    for option, value in zip(words, [*words, None][1:], strict=True):
         name, _, given = option.partition("=") if "=" in option else (option, "", value)
         if name in PATHS and given == "":
             return _complain(f"{name}: is empty; name a file or a folder, '.' for this one", 2)
