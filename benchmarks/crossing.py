@@ -97,9 +97,10 @@ def draw(records: list[dict], path: Path) -> None:
         for i, (label, color) in enumerate((("MAG", "tab:blue"), ("Transformer", "tab:orange"))):
             cost = [1e6 * median(t[i] for t in r["seconds"]) / r["tokens"] for r in mine]
             axes.plot(lengths, cost, marker="o", color=color, label=label)
-        axes.set(xscale="log", yscale="log", title=name, xlabel="tokens", ylabel="µs per token")
+        axes.set(xscale="log", title=name, xlabel="tokens", ylabel="µs per token")
         axes.set_xticks(lengths, [f"{n // 1024}k" if n >= 1024 else str(n) for n in lengths])
         axes.minorticks_off()
+        axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(path, dpi=120)
