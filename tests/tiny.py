@@ -52,3 +52,13 @@ def model_and_text(folder):
     build_model(TitansConfig(**OF_BYTES)).save_pretrained(folder / "model")
     (folder / "text.txt").write_text(LINE * 9)
     return folder
+
+
+def model_text_and_memory(folder):
+    """`model_and_text`, and ``memory``, what the command makes of the text."""
+    from titans.cli import main
+
+    model_and_text(folder)
+    words = ["memorize", "--model", folder / "model", "--input", folder / "text.txt", "--output", folder / "memory"]
+    assert main([str(word) for word in words]) == 0
+    return folder

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from tiny import model_and_text
+from tiny import model_text_and_memory
 from titans.cli import main
 from titans.cli.ask import Session
 from titans.cli.errors import write_text
@@ -19,10 +19,7 @@ from titans.models import MemoryFile, load_memory, load_model
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A model, a text and its memory."""
-    folder = model_and_text(tmp_path_factory.mktemp("memory"))
-    words = ["memorize", "--model", folder / "model", "--input", folder / "text.txt", "--output", folder / "memory"]
-    assert main([str(word) for word in words]) == 0
-    return folder
+    return model_text_and_memory(tmp_path_factory.mktemp("memory"))
 
 
 def run(*words, code=0):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tiny import model_and_text
+from tiny import model_text_and_memory
 from titans.cli import main
 from titans.cli.memorize import Meter
 from titans.reading import Progress
@@ -26,10 +26,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    folder = model_and_text(tmp_path_factory.mktemp("terminal"))
-    words = ["memorize", "--model", folder / "model", "--input", folder / "text.txt", "--output", folder / "memory"]
-    assert main([str(word) for word in words]) == 0
-    return folder
+    return model_text_and_memory(tmp_path_factory.mktemp("terminal"))
 
 
 def ask(monkeypatch, place, typed, *words, kind=Terminal):

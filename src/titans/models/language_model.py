@@ -234,7 +234,7 @@ class TitansModel(GenerationMixin, MemorizeMixin, Module):
             layers.append(after)
         check_finite(layers, [f"blocks.{i}" for i in range(len(layers))])
         origin = self.origin if state is None else state.origin.then(self)
-        if state is None and not torch.compiler.is_compiling():
+        if state is None and self._like is None and not torch.compiler.is_compiling():
             self._like = shapes_of(layers)
         return (*stream, self.norm(x)), ModelState(tuple(layers), counts(rows.after), origin)
 
